@@ -1,0 +1,35 @@
+"""Fixtures that every part of the suite shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# several threads per test only fight for the two cores of a build machine
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDENS = Path(__file__).resolve().parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def root_dir() -> Path:
+    """Root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def goldens_dir() -> Path:
+    """Numbers that the official code gave; the small ones travel with the tests."""
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder beside the project that holds all goldens and the photographs; skips where it is absent."""
+    shared = ROOT.parent / "shared"
+    if not (shared / "goldens").is_dir():
+        pytest.skip("needs ../shared, which is not part of the project")
+    return shared

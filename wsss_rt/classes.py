@@ -1,0 +1,116 @@
+"""Class names and colours. A mask value is the class index plus one; 0 is background, 255 is ignore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsss_rt.errors import UsageError, nearest
+
+BACKGROUND = 0
+IGNORE = 255
+# 8-bit masks hold 0..254 beside the ignore value
+MAX_CLASSES = 254
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+SCENE_CLASSES = (
+    "stripes", "dots", "checks", "rings", "zigzag", "crosses", "stars", "waves", "bricks", "triangles",
+)  # fmt: skip
+NAMED_SETS = {"voc": VOC_CLASSES, "scenes": SCENE_CLASSES}
+
+
+def voc_palette() -> tuple[tuple[int, int, int], ...]:
+    """The 256 RGB colours of PASCAL VOC masks, by the devkit's bit-interleaving rule.
+
+    Entry 0 is black (background), entry 255 the pale tone that VOC draws for ignore.
+    """
+    colors = []
+    for index in range(256):
+        channels = [0, 0, 0]
+        rest = index
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                channels[channel] |= ((rest >> channel) & 1) << shift
+            rest >>= 3
+        colors.append((channels[0], channels[1], channels[2]))
+    return tuple(colors)
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Ordered class names with their colours; background is not among the names.
+
+    Raises:
+        UsageError: no class, a name twice, an empty name, or more than ``MAX_CLASSES``.
+    """
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UsageError("the class list is empty", fix="name at least one class")
+        if len(self.names) > MAX_CLASSES:
+            raise UsageError(
+                f"{len(self.names)} classes do not fit an 8-bit mask",
+                why=f"0 is background and 255 is ignore, which leaves {MAX_CLASSES}",
+            )
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated or not all(name.strip() for name in self.names):
+            raise UsageError(
+                "class names must be unique and not empty",
+                why=f"repeated: {', '.join(repeated)}" if repeated else "one of them is empty",
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """0-based index of a class; an unknown name is a UsageError that offers the nearest."""
+        if name not in self.names:
+            raise UsageError(f"unknown class {name!r}", fix=nearest(name, self.names))
+        return self.names.index(name)
+
+    def color(self, index: int) -> tuple[int, int, int]:
+        """RGB colour (0..255) of the class with this 0-based index."""
+        return voc_palette()[index + 1]
+
+    def mask_names(self) -> dict[int, str]:
+        """Mask value to name, background and ignore included."""
+        named = {value: name for value, name in enumerate(self.names, start=1)}
+        return {BACKGROUND: "background", **named, IGNORE: "ignore"}
+
+
+def load_classes(source: str | Path | Sequence[str]) -> ClassSet:
+    """Classes by the name of a known set, from a text file, or from the names themselves.
+
+    A text file holds a name per line, in the order of the model's outputs; ``0 background`` style
+    numbering and a background line are understood.
+
+    Raises:
+        UsageError: no such set or file, or an invalid list.
+    """
+    if not isinstance(source, (str, Path)):
+        return ClassSet(tuple(source))
+    if isinstance(source, str) and source in NAMED_SETS:
+        return ClassSet(NAMED_SETS[source])
+    path = Path(source)
+    if not path.is_file():
+        raise UsageError(
+            f"no class set or file named {str(source)!r}",
+            fix=f"give a text file with a class name per line, or one of: {', '.join(sorted(NAMED_SETS))}",
+        )
+    names = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        words = line.split(maxsplit=1)
+        if not words:
+            continue
+        name = words[1] if len(words) == 2 and words[0].isdigit() else line
+        names.append(name.strip())
+    if names and names[0].lower() in {"background", "__background__", "_background_"}:
+        names = names[1:]
+    return ClassSet(tuple(names))

@@ -1,0 +1,1 @@
+"""File input and output: finding, decoding, atomic writing, the manifest."""
