@@ -1,0 +1,31 @@
+"""Weights and images by the rules that the goldens were made with; nothing needs to be stored."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
+STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
+_NORMS = ("norm1.weight", "norm2.weight", "norm.weight")
+
+
+def seeded_state(shapes: Mapping[str, tuple[int, ...]], scale: float) -> dict[str, torch.Tensor]:
+    """State dict whose values depend on nothing but each key and ``scale``."""
+    state = {}
+    for key, shape in shapes.items():
+        generator = np.random.default_rng(zlib.crc32(key.encode()))
+        values = generator.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+        if key.endswith(_NORMS):
+            values += np.float32(1)
+        state[key] = torch.from_numpy(values)
+    return state
+
+
+def seeded_images(seed: int, height: int, width: int) -> torch.Tensor:
+    """(1, 3, H, W) float32: uniform noise, normalised."""
+    noise = np.random.default_rng(seed).random((3, height, width), dtype=np.float32)
+    return torch.from_numpy((noise - MEAN[:, None, None]) / STD[:, None, None])[None]

@@ -1,0 +1,92 @@
+"""The methods: localizers trained from image-level tags, behind one contract.
+
+``create_model`` builds one by name; each has ``losses``, ``localize`` and loads its official state dict.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from wsss_rt.errors import UsageError, nearest
+from wsss_rt.training.models.base import Localization, Localizer, load_official, official_shapes
+from wsss_rt.training.models.mctformer import MCTformerV1, MCTformerV2
+from wsss_rt.training.models.trunk import build_backbone, start_from_backbone
+
+__all__ = [
+    "METHODS",
+    "Localization",
+    "Localizer",
+    "create_model",
+    "load_official",
+    "method_options",
+    "official_shapes",
+]
+
+DEFAULT_BACKBONE = "deit_small_patch16_224"
+METHODS: dict[str, type[Localizer]] = {
+    "mctformer-v1": MCTformerV1,
+    "mctformer-v2": MCTformerV2,
+}
+_BUILT_IN = {"self", "backbone", "num_classes", "img_size", "options"}
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    img_size: int | None = None,
+    backbone: str = DEFAULT_BACKBONE,
+    pretrained: bool | str | Path = False,
+    drop_path: float = 0.1,
+    **options: Any,
+) -> Localizer:
+    """Build a method on a timm backbone.
+
+    Args:
+        name: one of :data:`METHODS`.
+        num_classes: C, without background.
+        img_size: side in pixels of the square training image, which fixes the stored position grid; the
+            backbone's own where None.
+        backbone: a ViT of timm with learned positions and plain blocks, or one of ours (``backbones``).
+        pretrained: True downloads the backbone's weights through timm; a path reads them from a local file.
+            Its single class token and that token's position are then repeated for every class.
+        drop_path: stochastic depth of the last block while training, rising linearly from 0.
+        options: of the method, as the literature names them, with the official defaults.
+
+    Returns:
+        The model in training mode, on the CPU.
+
+    Raises:
+        UsageError: unknown method, backbone, option or value.
+        WsssError: pretrained weights cannot be had.
+    """
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}", fix=nearest(name, METHODS))
+    if num_classes < 1:
+        raise UsageError(f"num_classes is {num_classes}, but a localizer needs at least one class")
+    method = METHODS[name]
+    known = method_options(name)
+    for option in options:
+        if option not in known:
+            raise UsageError(f"{name} has no option {option!r}", fix=nearest(option, known))
+    trunk = build_backbone(backbone, pretrained=pretrained, drop_path=drop_path)
+    side = img_size if img_size is not None else int(trunk.patch_embed.img_size[0])
+    patch = int(trunk.patch_embed.patch_size[0])
+    if side < patch:
+        raise UsageError(f"img_size {side} is smaller than the {patch} px patch of {backbone}")
+    model = method(trunk, num_classes=num_classes, img_size=side, **options)
+    if pretrained:
+        start_from_backbone(model, trunk)
+    return model
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """Options of a method and their official defaults."""
+    found: dict[str, Any] = {}
+    for cls in reversed(METHODS[name].__mro__):
+        if "__init__" in vars(cls) and issubclass(cls, Localizer):
+            parameters = inspect.signature(cls.__init__).parameters
+            found |= {key: value.default for key, value in parameters.items() if key not in _BUILT_IN}
+    return found

@@ -1,0 +1,146 @@
+"""What every localizer shares: the trunk of a timm ViT, the entrances, the official state dict."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from wsss_rt.errors import WsssError
+
+
+@dataclass(frozen=True)
+class Localization:
+    """What a localizer says of a batch.
+
+    Attributes:
+        scores: (B, C) float32 logits.
+        maps: (B, C, rows, columns) float32, one value per patch token; scale and offset are the method's own.
+        extras: named intermediates, empty unless asked for; without the batch dimension when B is 1, but for
+            ``logits_*``.
+    """
+
+    scores: Tensor
+    maps: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Localizer(nn.Module, ABC):
+    """Base of all methods; holds ``patch_embed``, ``blocks`` and ``norm`` of the backbone under those names.
+
+    Attributes:
+        num_classes: C.
+        img_size: side in pixels of the square image that the stored position embedding belongs to.
+        patch_size: pixels per token.
+        embed_dim: D.
+        depth: number of blocks.
+    """
+
+    def __init__(self, backbone: Any, *, num_classes: int, img_size: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.img_size = img_size
+        self.patch_embed = backbone.patch_embed
+        self.blocks = backbone.blocks
+        self.norm = backbone.norm
+        self.patch_size = int(backbone.patch_embed.patch_size[0])
+        self.embed_dim = int(backbone.embed_dim)
+        self.depth = len(backbone.blocks)
+
+    @property
+    def stored_side(self) -> int:
+        """Rows, and columns, of the stored position grid."""
+        return self.img_size // self.patch_size
+
+    @abstractmethod
+    def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Named float32 scalars that the training loop sums.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+            targets: (B, C) in {0, 1}, float.
+        """
+
+    @abstractmethod
+    def localize(self, images: Tensor, extras: bool = False) -> Localization:
+        """Scores and maps of a batch: one traceable graph, refinement inside.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised; H and W need not be multiples of the patch (the
+                remainder at the right and bottom is not seen).
+            extras: also return named intermediates.
+        """
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and maps of :meth:`localize`; the entrance of exporters and profilers."""
+        out = self.localize(images)
+        return out.scores, out.maps
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must not touch, beside biases and one-dimensional ones."""
+        return {"cls_token", "pos_embed"}
+
+    def official_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Keys and shapes of the official state dict; methods whose names differ from it override this."""
+        return {name: tuple(value.shape) for name, value in self.state_dict().items()}
+
+    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our state dict from the official one, which was checked before."""
+        return dict(state)
+
+    def patch_tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Patch tokens (B, N, D) before positions, and the grid (rows, columns).
+
+        The projection is called itself, past timm's size checks: a strided convolution without padding floors
+        sizes that are no multiple of the patch, as the official code does.
+        """
+        features = self.patch_embed.proj(images)
+        tokens = features.flatten(2).transpose(1, 2)
+        return self.patch_embed.norm(tokens), (features.shape[-2], features.shape[-1])
+
+
+def official_shapes(model: Localizer) -> dict[str, tuple[int, ...]]:
+    """Key to shape of the official repository's state dict for this model."""
+    return model.official_shapes()
+
+
+def load_official(model: Localizer, state: Mapping[str, Any]) -> None:
+    """Load the official repository's state dict, strictly.
+
+    Args:
+        model: changed in place.
+        state: key to tensor, or a checkpoint ``{"model": that}``.
+
+    Raises:
+        WsssError: keys are missing, extra or of another shape; all are listed, and nothing was loaded.
+    """
+    if isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    expected = model.official_shapes()
+    missing = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {_shape_of(state[key])} instead of {shape}"
+        for key, shape in expected.items()
+        if key in state and _shape_of(state[key]) != shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys)}"
+        for kind, keys in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        raise WsssError(
+            f"the state dict is not one of {type(model).__name__} with {model.num_classes} classes",
+            why="; ".join(problems),
+            fix="check method, number of classes, img_size and backbone against the checkpoint",
+            code="state_dict",
+        )
+    model.load_state_dict(model.from_official(state), strict=True)
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None

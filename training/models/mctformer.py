@@ -1,0 +1,216 @@
+"""MCTformer V1 and V2: one class token per class, whose attention to the patches is its map (CVPR 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsss_rt.errors import UsageError, nearest
+from wsss_rt.training.losses import multilabel_soft_margin
+from wsss_rt.training.models import tokens as token_ops
+from wsss_rt.training.models.attention import run_blocks
+from wsss_rt.training.models.base import Localization, Localizer
+from wsss_rt.training.models.extras import LayerTrace
+from wsss_rt.training.models.fusion import AttentionSums, refine, to_grid
+from wsss_rt.training.models.position import new_positions, resize_positions
+
+
+class MCTformerV1(Localizer):
+    """Class tokens alone: scores are their channel means, maps their attention to the patches.
+
+    The final LayerNorm and ``head`` of the backbone are in the official state dict, and are never applied.
+
+    Args:
+        backbone: timm ViT without a head.
+        num_classes: C.
+        img_size: side in pixels of the stored position grid.
+        layers_fused: K, the last layers whose class-to-patch attention is summed. The code's default is 12;
+            the paper and the official scripts use 3.
+        attention_type: ``"attention"``, the only map that V1 has.
+        affinity: refine the map with patch-to-patch attention summed over all layers.
+
+    ``layers_fused``, ``attention_type`` and ``affinity`` only concern :meth:`localize`; set them any time.
+    """
+
+    attention_types: tuple[str, ...] = ("attention",)
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        num_classes: int,
+        img_size: int,
+        layers_fused: int = 12,
+        attention_type: str = "attention",
+        affinity: bool = True,
+    ) -> None:
+        super().__init__(backbone, num_classes=num_classes, img_size=img_size)
+        if layers_fused < 1:
+            raise UsageError(f"layers_fused is {layers_fused}, but at least one layer must be fused")
+        self.layers_fused = layers_fused
+        self.attention_type = attention_type
+        self.affinity = affinity
+        self.cls_token = token_ops.new_tokens(num_classes, self.embed_dim)
+        self.pos_embed = new_positions(num_classes + self.stored_side**2, self.embed_dim)
+        self.head: nn.Module = self._new_head()
+
+    @property
+    def attention_type(self) -> str:
+        """Which map :meth:`localize` gives."""
+        return self._attention_type
+
+    @attention_type.setter
+    def attention_type(self, value: str) -> None:
+        # the official code takes any other string for "attention only", without a word
+        if value not in self.attention_types:
+            raise UsageError(f"unknown attention_type {value!r}", fix=nearest(value, self.attention_types))
+        self._attention_type = value
+
+    def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        sequence, grid, _ = self._embed(images)
+        return self._losses(run_blocks(self.blocks, sequence), grid, targets)
+
+    def localize(self, images: Tensor, extras: bool = False) -> Localization:
+        embedded, grid, positions = self._embed(images)
+        sums = AttentionSums(
+            classes=self.num_classes,
+            depth=self.depth,
+            layers_fused=self.layers_fused,
+            class_to_patch=self.attention_type != "patchcam",
+            affinity=self.affinity,
+        )
+        trace = LayerTrace(self.num_classes) if extras else None
+        sequence = run_blocks(self.blocks, embedded, sums=sums, observe=trace)
+        attention = None if sums.class_to_patch is None else to_grid(sums.class_to_patch, grid)
+        semantic = self._semantic_map(sequence, grid)
+        maps = self._fuse(attention, semantic)
+        if sums.affinity is not None:
+            maps = refine(sums.affinity, maps)
+        named: dict[str, Tensor] = {}
+        if trace is not None:
+            named = self._extras(trace, sequence, semantic, grid)
+            named["patch_embed_first8ch"] = self.patch_tokens(images)[0][..., :8]
+            named["pos_embed_used_first8ch"] = positions[..., :8].expand(images.shape[0], -1, -1)
+            named = _without_batch_of_one(named)
+        return Localization(self._scores(sequence, semantic), maps.float(), named)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
+        """Token sequence (B, C + N, D) with positions, the grid, and the positions (1, C + N, D)."""
+        patches, grid = self.patch_tokens(images)
+        of_classes, of_patches = token_ops.split(self.pos_embed, self.num_classes)
+        size = (images.shape[-2], images.shape[-1])
+        positions = torch.cat((of_classes, resize_positions(of_patches, grid, image_size=size)), dim=1)
+        return token_ops.prepend(self.cls_token, patches) + positions, grid, positions
+
+    def _new_head(self) -> nn.Module:
+        return nn.Linear(self.embed_dim, self.num_classes)
+
+    def _losses(self, sequence: Tensor, grid: tuple[int, int], targets: Tensor) -> dict[str, Tensor]:
+        return {"class": multilabel_soft_margin(self._class_logits(sequence), targets)}
+
+    def _class_logits(self, sequence: Tensor) -> Tensor:
+        return token_ops.channel_mean(token_ops.split(sequence, self.num_classes)[0])
+
+    def _scores(self, sequence: Tensor, semantic: Tensor | None) -> Tensor:
+        return self._class_logits(sequence)
+
+    def _semantic_map(self, sequence: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """Class evidence per patch (B, C, rows, columns) before ReLU, where the method has such a head."""
+        return None
+
+    def _fuse(self, attention: Tensor | None, semantic: Tensor | None) -> Tensor:
+        """The map before refinement."""
+        assert attention is not None
+        return attention
+
+    def _extras(
+        self, trace: LayerTrace, sequence: Tensor, semantic: Tensor | None, grid: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Intermediates with their batch dimension, whatever the options are."""
+        classes, patches = token_ops.split(sequence, self.num_classes)
+        affinity = trace.affinity_sum
+        named = {
+            "logits_cls": self._class_logits(sequence),
+            "cls_tokens_final": classes,
+            "patch_tokens_final_first16": patches[:, :16],
+            **trace.named(grid),
+        }
+        for layers in (self.depth, 3):
+            named[f"mct_attn_K{layers}"] = to_grid(trace.last_layers(layers), grid)
+            named[f"refined_K{layers}"] = refine(affinity, named[f"mct_attn_K{layers}"])
+        return named
+
+
+class MCTformerV2(MCTformerV1):
+    """V1 with a patch head: a 3x3 convolution over the final patch tokens gives PatchCAM, and a second score.
+
+    Args:
+        attention_type: ``"fused"`` (attention times PatchCAM), ``"patchcam"`` or ``"attention"``.
+        others: as in :class:`MCTformerV1`.
+
+    ``Localization.scores`` is the mean of class-token and patch logits.
+    """
+
+    attention_types = ("fused", "patchcam", "attention")
+
+    def __init__(self, backbone: Any, *, attention_type: str = "fused", **options: Any) -> None:
+        super().__init__(backbone, attention_type=attention_type, **options)
+
+    def _new_head(self) -> nn.Module:
+        return nn.Conv2d(self.embed_dim, self.num_classes, 3, padding=1)
+
+    def _losses(self, sequence: Tensor, grid: tuple[int, int], targets: Tensor) -> dict[str, Tensor]:
+        patch_logits = self._pool(self._semantic_map(sequence, grid))
+        return {
+            **super()._losses(sequence, grid, targets),
+            "patch": multilabel_soft_margin(patch_logits, targets),
+        }
+
+    def _semantic_map(self, sequence: Tensor, grid: tuple[int, int]) -> Tensor:
+        patches = token_ops.split(sequence, self.num_classes)[1]
+        return self.head(to_grid(patches.transpose(1, 2), grid)).float()
+
+    def _pool(self, semantic: Tensor) -> Tensor:
+        """Patch logits (B, C): the average over all patches, before ReLU."""
+        return semantic.flatten(2).mean(dim=-1)
+
+    def _scores(self, sequence: Tensor, semantic: Tensor | None) -> Tensor:
+        assert semantic is not None
+        return (self._class_logits(sequence) + self._pool(semantic)) / 2
+
+    def _fuse(self, attention: Tensor | None, semantic: Tensor | None) -> Tensor:
+        assert semantic is not None
+        if self.attention_type == "patchcam":
+            return torch.relu(semantic)
+        assert attention is not None
+        if self.attention_type == "attention":
+            return attention
+        return self._product(attention, torch.relu(semantic))
+
+    def _product(self, attention: Tensor, patchcam: Tensor) -> Tensor:
+        return attention * patchcam
+
+    def _extras(
+        self, trace: LayerTrace, sequence: Tensor, semantic: Tensor | None, grid: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        assert semantic is not None
+        patchcam = torch.relu(semantic)
+        named = super()._extras(trace, sequence, semantic, grid)
+        named["logits_patch"] = self._pool(semantic)
+        named["patch_head_raw"] = semantic
+        named["patchcam"] = patchcam
+        named["refined_patchcam"] = refine(trace.affinity_sum, patchcam)
+        for layers in (self.depth, 3):
+            fused = self._product(named[f"mct_attn_K{layers}"], patchcam)
+            named[f"fused_K{layers}"] = fused
+            named[f"refined_K{layers}"] = refine(trace.affinity_sum, fused)
+        return named
+
+
+def _without_batch_of_one(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: value if name.startswith("logits_") or value.shape[0] != 1 else value[0]
+        for name, value in named.items()
+    }

@@ -1,0 +1,143 @@
+"""Backbones from timm: building, checking that their shape fits, starting from their pretrained weights."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import timm
+import torch
+from torch import nn
+
+from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.training.models.attention import check_blocks
+from wsss_rt.training.models.backbones import OWN_BACKBONES
+from wsss_rt.training.models.base import Localizer
+from wsss_rt.training.models.position import resize_positions
+
+
+def build_backbone(name: str, *, pretrained: bool | str | Path = False, drop_path: float = 0.0) -> Any:
+    """A timm VisionTransformer without a head, at its own image size.
+
+    Args:
+        name: timm's name.
+        pretrained: True for timm's download (or its cache), a path for a local state dict.
+        drop_path: stochastic depth rate of the last block.
+
+    Raises:
+        UsageError: unknown name, or a backbone of another shape.
+        WsssError: the weights cannot be had.
+    """
+    if not timm.is_model(name):
+        raise UsageError(f"unknown backbone {name!r}", fix=nearest(name, _vit_names()))
+    download = pretrained is True
+    if download and name in OWN_BACKBONES:
+        raise UsageError(f"there are no pretrained weights for {name}", fix="train it without --pretrained")
+    try:
+        backbone = timm.create_model(name, pretrained=False, num_classes=0, drop_path_rate=drop_path)
+    except TypeError as error:
+        raise UsageError(
+            f"{name} cannot carry a localizer", why=str(error), fix="take a plain ViT or DeiT"
+        ) from error
+    _check_shape(name, backbone)
+    if download:
+        backbone.load_state_dict(_download(name), strict=True)
+    elif pretrained:
+        _load_file(backbone, Path(pretrained))
+    return backbone
+
+
+def start_from_backbone(model: Localizer, backbone: Any) -> None:
+    """Repeat the backbone's class token, and its position, for every class; resize its patch positions.
+
+    Args:
+        model: has ``cls_token`` (1, C, D) and ``pos_embed`` (1, C + N, D); changed in place.
+        backbone: timm ViT with pretrained weights.
+    """
+    classes, side = model.num_classes, model.stored_side
+    cls_token, pos_embed = model.get_parameter("cls_token"), model.get_parameter("pos_embed")
+    with torch.no_grad():
+        patches = int(backbone.patch_embed.num_patches)
+        own = backbone.pos_embed[:, -patches:]
+        # square on square: equal grids come back untouched
+        pos_embed[:, classes:] = resize_positions(own, (side, side), image_size=(side, side), offset=0.0)
+        if getattr(backbone, "cls_token", None) is not None:
+            cls_token.copy_(backbone.cls_token[:, :1].expand(-1, classes, -1))
+            if backbone.pos_embed.shape[1] > patches:
+                pos_embed[:, :classes] = backbone.pos_embed[:, :1]
+
+
+def _check_shape(name: str, backbone: Any) -> None:
+    reason: str | None = None
+    if not all(
+        hasattr(backbone, part) for part in ("patch_embed", "blocks", "norm", "pos_embed", "embed_dim")
+    ):
+        reason = "it is not a ViT with learned positions"
+    elif backbone.pos_embed is None:
+        reason = "it has no learned positions"
+    elif not hasattr(backbone.patch_embed, "proj"):
+        reason = "its patch embedding has no projection"
+    elif not isinstance(getattr(backbone, "norm_pre", nn.Identity()), nn.Identity):
+        reason = "it normalises tokens before the first block"
+    else:
+        reason = check_blocks(backbone.blocks)
+    if reason:
+        raise UsageError(f"{name} cannot carry a localizer", why=reason, fix="take a plain ViT or DeiT")
+
+
+def _vit_names() -> list[str]:
+    return [*timm.list_models("*vit*"), *timm.list_models("deit*")]
+
+
+def _download(name: str) -> dict[str, torch.Tensor]:
+    try:
+        with _offline_where_unreachable():
+            return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    except Exception as error:  # timm, its hub client and urllib each have their own families of errors
+        raise WsssError(
+            f"cannot get the pretrained weights of {name}",
+            why=f"no network, or nothing at the other end ({type(error).__name__})",
+            fix="train without --pretrained, or give a local state dict: --pretrained FILE",
+            code="no_pretrained",
+        ) from error
+
+
+@contextmanager
+def _offline_where_unreachable() -> Iterator[None]:
+    """Without a network the hub's client retries for a minute before it looks into its cache; spare that."""
+    from huggingface_hub import constants
+
+    previous = constants.HF_HUB_OFFLINE
+    host = urlsplit(constants.ENDPOINT).hostname
+    if not getproxies():
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = previous
+
+
+def _load_file(backbone: Any, path: Path) -> None:
+    from wsss_rt.training.checkpoints import read_state_dict
+
+    state = {key: value for key, value in read_state_dict(path).items() if not key.startswith("head")}
+    expected = backbone.state_dict()
+    absent = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected or state[key].shape != expected[key].shape]
+    wrong = absent + extra
+    if wrong:
+        raise WsssError(
+            f"{path} does not hold the weights of this backbone",
+            why=f"missing, extra or misshapen: {', '.join(wrong)}",
+            fix="give the state dict of the timm model that --backbone names",
+            code="state_dict",
+        )
+    backbone.load_state_dict(state)
