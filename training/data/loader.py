@@ -1,0 +1,131 @@
+"""Batches whose content depends on the seed and their number alone, however often training was interrupted."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from wsss_rt.errors import WsssError
+from wsss_rt.training.config import Augment
+from wsss_rt.training.data.sources import Source
+from wsss_rt.training.data.transforms import Transform, build_transform, local_seed
+
+# (number of the sample in the whole run, index in the source, height, width)
+Key = tuple[int, int, int, int]
+_ORDER, _SIZE, _AUGMENT = 11, 12, 13
+
+
+class BatchOrder:
+    """Which images make up which batch.
+
+    A finite source is shuffled anew in every epoch, and epochs follow each other without a short batch between.
+    An endless source is taken in order: its images are independent draws already.
+
+    Args:
+        count: images in the source, None for endless.
+        batch: images per batch over all devices.
+        batches: number of batches in the run.
+        seed: of the order.
+        sizes: (height, width) that a batch may have; one of them at random.
+        first: number of the batch to begin with.
+        rank, world: of this process and how many there are; each takes its share of every batch.
+    """
+
+    def __init__(
+        self,
+        count: int | None,
+        *,
+        batch: int,
+        batches: int,
+        seed: int,
+        sizes: Sequence[tuple[int, int]],
+        first: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.count, self.batch, self.batches, self.seed = count, batch, batches, seed
+        self.sizes, self.first, self.rank, self.world = list(sizes), first, rank, world
+        self._orders: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self.batches - self.first
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for number in range(self.first, self.batches):
+            pick = 0
+            if len(self.sizes) > 1:
+                pick = int(np.random.default_rng((_SIZE, self.seed, number)).integers(len(self.sizes)))
+            positions = range(number * self.batch + self.rank, (number + 1) * self.batch, self.world)
+            yield [(position, self._index(position), *self.sizes[pick]) for position in positions]
+
+    def _index(self, position: int) -> int:
+        if self.count is None:
+            return position
+        epoch, place = divmod(position, self.count)
+        if epoch not in self._orders:
+            # only neighbouring epochs meet in a batch
+            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
+            self._orders[epoch] = np.random.default_rng((_ORDER, self.seed, epoch)).permutation(self.count)
+        return int(self._orders[epoch][place])
+
+
+class TrainingImages(Dataset[Any]):
+    """Augmented images and their targets, by :data:`Key`; an unreadable image is its error."""
+
+    def __init__(
+        self, source: Source, *, num_classes: int, augment: Augment, crop_scale: Sequence[float], seed: int
+    ) -> None:
+        self.source, self.num_classes, self.augment = source, num_classes, augment
+        self.crop_scale, self.seed = crop_scale, seed
+        self._transforms: dict[tuple[int, int], Transform] = {}
+
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor] | WsssError:
+        position, index, height, width = key
+        size = (height, width)
+        if size not in self._transforms:
+            self._transforms[size] = build_transform(self.augment, size, crop_scale=self.crop_scale)
+        with local_seed(_AUGMENT, self.seed, position):
+            try:
+                sample = self.source.load(index, size=size)
+            except WsssError as error:
+                # raised in a worker it would arrive buried in the worker's traceback
+                return WsssError(str(error), code=error.code)
+            image = self._transforms[size](sample.image)
+        target = torch.zeros(self.num_classes)
+        target[list(sample.tags)] = 1.0
+        return image, target
+
+
+def build_loader(dataset: TrainingImages, order: BatchOrder, *, workers: int, pin: bool) -> DataLoader[Any]:
+    """Loader over ``order``; worker processes keep to one thread each."""
+    return DataLoader(
+        dataset,
+        # a sampler of lists is what torch calls a batch sampler; anything iterable serves
+        batch_sampler=order,  # type: ignore[arg-type]
+        collate_fn=_collate,
+        num_workers=workers,
+        worker_init_fn=_prepare_worker if workers else None,
+        pin_memory=pin,
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _collate(samples: list[Any]) -> Any:
+    errors = [sample for sample in samples if isinstance(sample, WsssError)]
+    return errors[0] if errors else default_collate(samples)
+
+
+def _prepare_worker(_: int) -> None:
+    import cv2
+
+    # the interrupt belongs to the main process, which saves and then ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

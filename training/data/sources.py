@@ -1,0 +1,175 @@
+"""Where training images come from: files with tags, or scenes rendered on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsss_rt.errors import ImageError, WsssError
+from wsss_rt.io.decode import decode_image, read_bytes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known of it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, upright.
+        tags: 0-based class indices that the image shows.
+        mask: (H, W) uint8, 0 background, class index + 1, 255 ignore; None where there is none.
+        name: for messages.
+    """
+
+    image: NDArray[np.uint8]
+    tags: tuple[int, ...]
+    mask: NDArray[np.uint8] | None
+    name: str
+
+
+class Source(Protocol):
+    """Images by number; the same number gives the same sample, in any process.
+
+    Attributes:
+        count: how many there are; None for endless.
+        has_masks: whether samples carry masks.
+    """
+
+    count: int | None
+    has_masks: bool
+
+    def load(self, index: int, *, size: tuple[int, int] | None = None, mask: bool = False) -> Sample:
+        """Sample ``index``; ``size`` (height, width) is a wish that only generated images can fulfil."""
+        ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file with its tags.
+
+    Attributes:
+        path: the image.
+        name: path below the data folder, for messages.
+        tags: 0-based class indices.
+        mask: its mask, where there is one.
+    """
+
+    path: Path
+    name: str
+    tags: tuple[int, ...]
+    mask: Path | None = None
+
+
+class FileSource:
+    """Image files with tags.
+
+    Args:
+        items: the images.
+        max_pixels: a larger image is refused.
+    """
+
+    def __init__(self, items: Sequence[Item], *, max_pixels: int = 100_000_000) -> None:
+        self.items = list(items)
+        self.count: int | None = len(self.items)
+        self.has_masks = bool(self.items) and all(item.mask is not None for item in self.items)
+        self._max_pixels = max_pixels
+
+    def load(self, index: int, *, size: tuple[int, int] | None = None, mask: bool = False) -> Sample:
+        """Decode image ``index`` as labelling would, EXIF orientation applied.
+
+        Raises:
+            WsssError: the file cannot be decoded, or the mask has another size; it is named.
+        """
+        item = self.items[index]
+        image = read_rgb(item.path, item.name, max_pixels=self._max_pixels)
+        truth = read_mask(item.mask) if mask and item.mask is not None else None
+        if truth is not None and truth.shape != image.shape[:2]:
+            raise WsssError(
+                f"the mask {item.mask} is {truth.shape[1]}x{truth.shape[0]}",
+                why=f"its image {item.name} is {image.shape[1]}x{image.shape[0]}",
+                code="mask_size",
+            )
+        return Sample(image, item.tags, truth, item.name)
+
+
+class SceneSource:
+    """Scenes rendered when they are asked for.
+
+    Args:
+        seed: of the generator.
+        count: None for as many as anybody wants.
+        first: number of the first scene.
+    """
+
+    has_masks = True
+
+    def __init__(self, seed: int, *, count: int | None = None, first: int = 0) -> None:
+        self.seed, self.count, self.first = seed, count, first
+
+    def load(self, index: int, *, size: tuple[int, int] | None = None, mask: bool = False) -> Sample:
+        """Scene ``first + index``, of ``size`` (height, width) or of the generator's own choice."""
+        from wsss_rt.scenes import render_scene
+
+        height, width = size or (None, None)
+        scene = render_scene(self.seed, self.first + index, height=height, width=width)
+        return Sample(scene.image, tuple(scene.tags), scene.mask if mask else None, f"scene {index}")
+
+
+class Cached:
+    """Keeps the samples of a small source in memory, for validation that comes again and again."""
+
+    def __init__(self, source: Source) -> None:
+        if source.count is None:
+            raise ValueError("an endless source cannot be kept in memory")
+        self.count: int | None = source.count
+        self.has_masks = source.has_masks
+        self._source = source
+        self._kept: dict[int, Sample] = {}
+
+    def load(self, index: int, *, size: tuple[int, int] | None = None, mask: bool = True) -> Sample:
+        """The sample with its mask, at the source's own size."""
+        if index not in self._kept:
+            self._kept[index] = self._source.load(index, mask=self.has_masks)
+        return self._kept[index]
+
+
+def read_rgb(path: Path, name: str, *, max_pixels: int = 100_000_000) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB, upright.
+
+    Raises:
+        WsssError: naming the file and what is wrong with it.
+    """
+    try:
+        return decode_image(read_bytes(path), max_pixels=max_pixels).upright
+    except ImageError as error:
+        raise WsssError(
+            f"cannot read the training image {name}",
+            why=f"{error.code}: {error.what}",
+            fix="replace it or take it out of the tags",
+            code="bad_image",
+        ) from error
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """(H, W) uint8 values of an indexed or grey PNG.
+
+    Raises:
+        WsssError: not an 8-bit indexed or grey image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode not in ("P", "L"):
+                raise WsssError(
+                    f"the mask {path} has mode {image.mode}",
+                    why="class numbers need an indexed or 8-bit grey PNG",
+                    code="bad_mask",
+                )
+            return np.asarray(image, dtype=np.uint8).copy()
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise WsssError(f"cannot read the mask {path}", why=str(error), code="bad_mask") from error

@@ -1,0 +1,137 @@
+"""From a decoded image to a training tensor."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsss_rt.training.config import Augment
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Transform = Callable[[NDArray[np.uint8]], torch.Tensor]
+
+
+def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequence[float]) -> Transform:
+    """Augmentation that ends in a tensor of (3, *size).
+
+    Args:
+        augment: which one. ``light``: random resized crop, flip, colour; ``color``: flip and colour;
+            ``official``: timm's random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1, random erasing 0.25.
+        size: height and width of the result.
+        crop_scale: share of the area that a crop keeps.
+
+    Returns:
+        A function of (H, W, 3) uint8. Its result is uint8, to be normalised in batches; that of ``official``
+        is float32 and normalised, because random erasing fills with normalised noise.
+    """
+    if augment is Augment.OFFICIAL:
+        return _official(size, crop_scale)
+    crop = augment is Augment.LIGHT
+    flip = augment is not Augment.NONE
+    color = augment in (Augment.LIGHT, Augment.COLOR)
+
+    def transform(image: NDArray[np.uint8]) -> torch.Tensor:
+        image = _random_resized_crop(image, size, crop_scale) if crop else _resize(image, size)
+        if color:
+            image = _jitter(image)
+        if flip and random.random() < 0.5:
+            image = image[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+    return transform
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) uint8 to float32 with ImageNet's mean and deviation; float32 passes through."""
+    if images.dtype != torch.uint8:
+        return images
+    scale = torch.tensor([1 / (255 * s) for s in STD], device=images.device).view(1, 3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=images.device).view(1, 3, 1, 1)
+    return torch.addcmul(shift, images.float(), scale)
+
+
+@contextmanager
+def local_seed(*numbers: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's generators from ``numbers``, and restore them afterwards.
+
+    Augmentation libraries draw from the global generators; this makes what they draw a function of the sample's
+    number, so that a resumed run sees the very images that an uninterrupted one sees.
+    """
+    kept = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed % 2**63)
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.random.set_rng_state(kept[2])
+
+
+def _official(size: tuple[int, int], crop_scale: Sequence[float]) -> Transform:
+    from timm.data import create_transform
+
+    apply = create_transform(
+        input_size=(3, *size),
+        is_training=True,
+        scale=tuple(crop_scale),
+        color_jitter=0.4,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+        mean=MEAN,
+        std=STD,
+    )
+
+    def transform(image: NDArray[np.uint8]) -> torch.Tensor:
+        tensor: torch.Tensor = apply(Image.fromarray(image))
+        return tensor
+
+    return transform
+
+
+def _random_resized_crop(
+    image: NDArray[np.uint8], size: tuple[int, int], crop_scale: Sequence[float]
+) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    # the crop may differ from the result's shape by up to 4:3 either way
+    aspect = size[1] / size[0]
+    for _ in range(10):
+        area = height * width * random.uniform(*crop_scale)
+        ratio = aspect * np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        crop_h, crop_w = round(float(np.sqrt(area / ratio))), round(float(np.sqrt(area * ratio)))
+        if 0 < crop_h <= height and 0 < crop_w <= width:
+            top, left = random.randint(0, height - crop_h), random.randint(0, width - crop_w)
+            return _resize(image[top : top + crop_h, left : left + crop_w], size)
+    # nothing fits a long and narrow image: take the largest crop of the right shape
+    crop_h, crop_w = min(height, round(width / aspect)), min(width, round(height * aspect))
+    top, left = (height - max(crop_h, 1)) // 2, (width - max(crop_w, 1)) // 2
+    return _resize(image[top : top + max(crop_h, 1), left : left + max(crop_w, 1)], size)
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if image.shape[:2] == tuple(size):
+        return image
+    shrinks = image.shape[0] > size[0]
+    result = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return np.asarray(result, np.uint8)
+
+
+def _jitter(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Brightness, contrast and a colour cast, as one look-up table per channel."""
+    levels = np.arange(256, dtype=np.float32)
+    contrast, brightness = random.uniform(0.75, 1.3), random.uniform(-25, 25)
+    gains = np.array([random.uniform(0.9, 1.1) for _ in range(3)], np.float32)
+    table = ((levels - 128) * contrast + 128 + brightness)[:, None] * gains
+    return np.asarray(cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8)[:, None, :]), np.uint8)

@@ -1,0 +1,334 @@
+"""The training loop: Lightning Fabric around a method's ``losses``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.model_card import Recommended
+from wsss_rt.training import resume as resumption
+from wsss_rt.training.checkpoints import save_run
+from wsss_rt.training.config import TrainConfig
+from wsss_rt.training.data.build import TrainingData
+from wsss_rt.training.data.loader import BatchOrder, TrainingImages, build_loader
+from wsss_rt.training.data.sources import Cached
+from wsss_rt.training.data.transforms import normalise
+from wsss_rt.training.describe import cores, input_spec, run_config, validation_name
+from wsss_rt.training.interrupt import Interrupted, StopSignal
+from wsss_rt.training.journal import LOG, Journal, Progress, duration
+from wsss_rt.training.models import create_model
+from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
+from wsss_rt.training.plot import plot_run
+from wsss_rt.training.setup import model_arguments, open_fabric, planned_images, resolve_precision
+from wsss_rt.training.validation import MapKind, current_kinds, evaluate_localization, map_kinds, recommend
+
+_STEP_SEED = 14
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        images: training images seen.
+        seconds: time in the loop, over all sessions.
+        validation: last of :func:`evaluate_localization`; empty without validation images.
+    """
+
+    folder: Path
+    images: int
+    seconds: float
+    validation: dict[str, Any]
+
+
+def fit(
+    config: TrainConfig, data: TrainingData, out: Path, *, resume: bool = True, say: Callable[[str], None] | None = None
+) -> FitResult:
+    """Train, and write the run folder.
+
+    The run is a function of config, data and seed: batches, augmentation and stochastic depth are drawn from the
+    number of the step, so that a resumed run continues exactly where the saved state stood.
+
+    Args:
+        config: the run.
+        data: its data.
+        out: run folder; a state in it is continued.
+        resume: False starts over.
+        say: told what happens, beside progress.
+
+    Raises:
+        UsageError: settings that don't fit the data.
+        WsssError: a state of another configuration, an unreadable image, or a loss that is not a number.
+        Interrupted: stopped by a signal, after the state was saved.
+    """
+    total = planned_images(config, data)
+    state = resumption.read_state(out, config, data.fingerprint) if resume else None
+    fabric = open_fabric(config)
+    fabric.launch()
+    return _Loop(config, data, out, total=total, fabric=fabric, say=say or (lambda _: None)).run(state)
+
+
+class _Loop:
+    """One run; exists so that its parts have names."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        out: Path,
+        *,
+        total: int,
+        fabric: Fabric,
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.data, self.out, self.total, self.fabric, self.say = config, data, out, total, fabric, say
+        self.per_step = config.run.batch * config.optim.accumulate
+        if config.run.batch % fabric.world_size:
+            raise UsageError(f"a batch of {config.run.batch} cannot be shared by {fabric.world_size} devices")
+        # denormals slow processors down a hundredfold, and nothing here needs them
+        torch.set_flush_denormal(True)
+        torch.manual_seed(config.run.seed)
+        self.bare = create_model(config.method, num_classes=len(data.classes), **model_arguments(config))
+        if config.run.compile:
+            self.bare.losses = torch.compile(self.bare.losses, dynamic=False)  # type: ignore[method-assign]
+        optimizer = build_optimizer(self.bare, config.optim, batch=self.per_step)
+        self.model, self.optimizer = fabric.setup(self.bare, optimizer)
+        self.model.mark_forward_method("losses")
+        self.average = WeightAverage(self.bare, config.optim.ema) if config.optim.ema else None
+        epoch = data.train.count or 0
+        self.rate = LearningRate(config.optim, batch=self.per_step, total=total, epoch=epoch)
+        self.validation = Cached(data.validation) if data.validation is not None else None
+        self.spec = input_spec(config, patch=self.bare.patch_size)
+        self.step, self.elapsed, self.begun = 0, 0.0, 0.0
+        self.measured: dict[str, Any] = {}
+
+    @property
+    def seen(self) -> int:
+        """Training images so far."""
+        return self.step * self.per_step
+
+    def run(self, state: resumption.State | None) -> FitResult:
+        """Train to the end."""
+        if state is not None:
+            self._restore(state)
+        main = self.fabric.is_global_zero
+        if main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._announce()
+            self.journal = Journal(self.out / LOG, seen=self.seen)
+        self.progress = Progress(self.total, start=self.seen, every=self.config.run.log_seconds)
+        self.begun = time.monotonic() - self.elapsed
+        with StopSignal() as self.stop, self.progress if main else nullcontext():
+            self._train()
+            self._save_state()
+            self._finish()
+        return FitResult(self.out, self.seen, self.elapsed, self.measured)
+
+    def _train(self) -> None:
+        run = self.config.run
+        sums: dict[str, torch.Tensor] = {}
+        steps = 0
+        batches = self._batches()
+        self.model.train()
+        while self.seen < self.total:
+            rate = self.rate.at(self.seen)
+            for name, value in self._take_step(batches, rate).items():
+                sums[name] = sums[name] + value if name in sums else value
+            steps += 1
+            ended = self.seen >= self.total
+            self.elapsed = time.monotonic() - self.begun
+            if self.fabric.is_global_zero and (ended or self.progress.due()):
+                self._report(sums, steps, rate)
+                sums, steps = {}, 0
+            if self.stop.requested:
+                self._save_state()
+                self._raise_interrupted()
+            if not ended and self._passed(run.validate_every):
+                self._save_state()
+                self._validate(final=False)
+                if self.fabric.is_global_zero:
+                    # the run can be exported while it goes on
+                    self._save_run(current_kinds(self.bare))
+                self.progress.pause(self.seen)
+            elif not ended and self._passed(run.save_every):
+                self._save_state()
+
+    def _take_step(self, batches: Iterator[Any], rate: float) -> dict[str, torch.Tensor]:
+        """One optimizer step; returns the mean of each loss over the accumulated batches."""
+        config, accumulate = self.config, self.config.optim.accumulate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        means: dict[str, torch.Tensor] = {}
+        for part in range(accumulate):
+            batch = next(batches)
+            if isinstance(batch, WsssError):
+                raise batch
+            # stochastic depth draws from the global generator: make it a function of the step. Not any earlier: the
+            # loader draws from it too, when its first batch is asked for
+            numbers = (_STEP_SEED, config.run.seed, self.step, part, self.fabric.global_rank)
+            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) % 2**63)
+            images, targets = normalise(batch[0]), batch[1]
+            if config.run.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with self.fabric.no_backward_sync(self.model, enabled=part < accumulate - 1):
+                losses = self.model.losses(images, targets)
+                self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
+            for name, value in losses.items():
+                share = value.detach() / accumulate
+                means[name] = means[name] + share if name in means else share
+        if config.optim.grad_clip:
+            clip = config.optim.grad_clip
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
+        return means
+
+    def _batches(self) -> Iterator[Any]:
+        config, section = self.config, self.config.data
+        side = config.model.img_size
+        order = BatchOrder(
+            self.data.train.count,
+            batch=config.run.batch,
+            batches=self.total // config.run.batch,
+            seed=config.run.seed,
+            sizes=[(size[0], size[1]) for size in section.sizes] or [(side, side)],
+            first=self.step * config.optim.accumulate,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+        )
+        images = TrainingImages(
+            self.data.train,
+            num_classes=len(self.data.classes),
+            augment=section.augment,
+            crop_scale=section.crop_scale,
+            seed=config.run.seed,
+        )
+        on_gpu = self.fabric.device.type == "cuda"
+        automatic = min(8, max(1, cores() - 1)) if on_gpu else min(2, cores())
+        workers = section.workers if section.workers >= 0 else automatic
+        loader = build_loader(images, order, workers=workers, pin=on_gpu)
+        return iter(self.fabric.setup_dataloaders(loader, use_distributed_sampler=False))
+
+    def _passed(self, every: int) -> bool:
+        """Whether the last step crossed a multiple of ``every`` images."""
+        return bool(every) and self.seen // every > (self.seen - self.per_step) // every
+
+    def _report(self, sums: dict[str, torch.Tensor], steps: int, rate: float) -> None:
+        losses = {name: float(value) / steps for name, value in sums.items()}
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise WsssError(
+                f"the loss is not a number after {self.seen} images",
+                why=", ".join(f"{name} {value}" for name, value in losses.items()),
+                fix="try a lower --lr, more warm-up, --set optim.grad_clip=1.0, or --precision float32",
+                code="nonfinite_loss",
+            )
+        speed = self.progress.report(self.seen, losses, lr=rate)
+        rounded = {name: round(value, 6) for name, value in losses.items()}
+        self.journal.write(
+            {"kind": "train", "images": self.seen, "losses": rounded, "lr": rate, "images_per_second": round(speed, 2)}
+        )
+
+    def _validate(self, *, final: bool) -> None:
+        if self.validation is not None and self.fabric.is_global_zero:
+            kinds = map_kinds(self.bare) if final else current_kinds(self.bare)
+            started = time.monotonic()
+            with self.average.applied() if self.average is not None else nullcontext():
+                self.measured = evaluate_localization(
+                    self.bare,
+                    self.validation,
+                    kinds=kinds,
+                    spec=self.spec,
+                    # settings for the card are measured in float32; looks on the way may be quick
+                    autocast=nullcontext if final else self.fabric.autocast,
+                    tick=self._raise_interrupted,
+                )
+            self._log_validation(time.monotonic() - started)
+        self.fabric.barrier()
+        self.model.train()
+
+    def _log_validation(self, seconds: float) -> None:
+        measured = self.measured
+        entry = {"kind": "validation", "images": self.seen, "seconds": round(seconds, 1)}
+        named = ("map", "tag_f1", "miou", "background", "miou_predicted")
+        entry |= {name: measured[name] for name in named if name in measured}
+        self.journal.write(entry)
+        self.progress.say(f"validation after {self.seen} images: mAP {measured['map']:.3f}  ({duration(seconds)})")
+        for kind, value in measured.get("miou", {}).items():
+            predicted = measured["miou_predicted"][kind]
+            at = measured["background"][kind]
+            self.progress.say(f"  {kind}: mIoU {value:.3f} given tags, {predicted:.3f} predicted, background {at:.2f}")
+        plot_run(self.out)
+
+    def _finish(self) -> None:
+        if self.validation is not None and self.fabric.is_global_zero:
+            self.progress.say(f"measuring all maps on {self.validation.count} images in float32")
+        self._validate(final=True)
+        if self.fabric.is_global_zero:
+            self._save_run(map_kinds(self.bare))
+            plot_run(self.out)
+            resumption.remove_state(self.out)
+
+    def _save_run(self, kinds: list[MapKind]) -> None:
+        recommended, options = Recommended(), {}
+        if self.measured:
+            recommended, options = recommend(self.measured, data=validation_name(self.data), kinds=kinds)
+        record = run_config(
+            self.config,
+            self.data,
+            spec=self.spec,
+            seen=self.seen,
+            seconds=self.elapsed,
+            device=self.fabric.device,
+            measured=self.measured,
+            recommended=recommended,
+            options=options,
+        )
+        save_run(self.out, self.average.average if self.average is not None else self.bare, record)
+
+    def _save_state(self) -> None:
+        if self.fabric.is_global_zero:
+            state = resumption.State(
+                config=self.config.to_dict(),
+                fingerprint=self.data.fingerprint,
+                step=self.step,
+                seconds=self.elapsed,
+                model=dict(self.bare.state_dict()),
+                average=self.average.average if self.average is not None else None,
+                optimizer=self.optimizer.state_dict(),
+            )
+            resumption.write_state(self.out, state)
+        self.fabric.barrier()
+
+    def _restore(self, state: resumption.State) -> None:
+        self.bare.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.average is not None and state.average is not None:
+            self.average.load(state.average)
+        self.step, self.elapsed = state.step, state.seconds
+
+    def _raise_interrupted(self) -> None:
+        """End if a signal asked for it; call where the state is saved."""
+        if self.stop.requested:
+            raise Interrupted(self.stop.number, self.out, self.seen, self.total)
+
+    def _announce(self) -> None:
+        config = self.config
+        parameters = sum(parameter.numel() for parameter in self.bare.parameters()) / 1e6
+        precision = resolve_precision(config.run.precision)
+        self.say(f"{config.method} on {config.model.backbone}: {parameters:.2f} M parameters, {precision}")
+        if self.step:
+            self.say(f"continuing from the saved state at image {self.seen} of {self.total}")

@@ -1,0 +1,124 @@
+"""AdamW with the usual exemptions from weight decay, the learning rate over time, and averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from wsss_rt.training.config import LrUpdate, OptimSection, Schedule
+
+
+def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> torch.optim.AdamW:
+    """AdamW over the parameters that want a gradient.
+
+    Biases, 1-D parameters and what ``model.no_weight_decay()`` names (tokens and position embeddings) do not decay.
+
+    Args:
+        model: the model.
+        section: see :class:`OptimSection`.
+        batch: images per optimizer step, for linear scaling of the rate.
+    """
+    named = getattr(model, "no_weight_decay", None)
+    exempt = set(named()) if callable(named) else set()
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
+            (kept if free else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": section.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=peak_lr(section, batch=batch), betas=_betas(section), fused=True)
+
+
+def peak_lr(section: OptimSection, *, batch: int) -> float:
+    """The learning rate after warm-up."""
+    return section.lr * batch / section.lr_batch if section.lr_batch else section.lr
+
+
+class LearningRate:
+    """Learning rate as a function of the images seen, so that a resumed run continues on the same curve.
+
+    Args:
+        section: see :class:`OptimSection`.
+        batch: images per optimizer step.
+        total: images in the whole run.
+        epoch: images per epoch; 0 for endless data.
+    """
+
+    def __init__(self, section: OptimSection, *, batch: int, total: int, epoch: int) -> None:
+        self._section, self._total, self._epoch = section, max(total, 1), epoch
+        self._peak = peak_lr(section, batch=batch)
+        self._warmup = section.warmup_images or round(section.warmup_epochs * epoch)
+
+    def at(self, seen: int) -> float:
+        """Rate of the step that follows ``seen`` images."""
+        section = self._section
+        if section.lr_update is LrUpdate.EPOCH_LAGGED and self._epoch:
+            seen = max(seen // self._epoch - 1, 0) * self._epoch
+        if seen < self._warmup:
+            return section.warmup_lr + (self._peak - section.warmup_lr) * seen / self._warmup
+        if section.schedule is Schedule.CONSTANT:
+            return self._peak
+        # as in timm, the cosine counts from the start of training and the warm-up covers its beginning
+        progress = min(seen / self._total, 1.0)
+        return section.min_lr + 0.5 * (self._peak - section.min_lr) * (1 + math.cos(math.pi * progress))
+
+
+class WeightAverage:
+    """Exponential moving average of the weights.
+
+    Args:
+        model: what is averaged.
+        decay: of the average; it rises to this from 0.1, so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._live = {name: value for name, value in model.state_dict(keep_vars=True).items()}
+        self.average = {name: value.detach().clone() for name, value in self._live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the weights after optimizer step number ``step``."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        moving = [name for name, value in self.average.items() if value.is_floating_point()]
+        # detach: the live entries are parameters, and the average is none
+        torch._foreach_lerp_(
+            [self.average[name] for name in moving], [self._live[name].detach() for name in moving], 1 - decay
+        )
+        for name, value in self.average.items():
+            if not value.is_floating_point():
+                value.copy_(self._live[name])
+
+    @torch.no_grad()
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over a saved average."""
+        for name, value in self.average.items():
+            value.copy_(state[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Put the average into the model for a while."""
+        kept = {name: value.detach().clone() for name, value in self._live.items()}
+        with torch.no_grad():
+            for name, value in self._live.items():
+                value.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in self._live.items():
+                    value.copy_(kept[name])
+
+
+def _betas(section: OptimSection) -> tuple[float, float]:
+    first, second = section.betas
+    return first, second

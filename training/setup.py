@@ -1,0 +1,102 @@
+"""What is settled before the first step: length, precision, devices, and whether the model can exist."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from wsss_rt.errors import UsageError, nearest
+from wsss_rt.training.config import Precision, TrainConfig
+from wsss_rt.training.data.build import TrainingData
+
+_PRECISIONS = {Precision.FLOAT32: "32-true", Precision.BF16: "bf16-mixed", Precision.FP16: "16-mixed"}
+
+
+def check_model(config: TrainConfig) -> None:
+    """Refuse what ``create_model`` would refuse, before the data are looked at.
+
+    Raises:
+        UsageError: unknown method, method option or backbone; the nearest name is given.
+    """
+    import timm
+
+    from wsss_rt.training.models import METHODS, method_options
+
+    if config.method not in METHODS:
+        raise UsageError(f"unknown method {config.method!r}", fix=nearest(config.method, METHODS))
+    known = {*method_options(config.method), "drop_path"}
+    for name in config.model.options:
+        if name not in known:
+            raise UsageError(f"{config.method} has no option {name!r}", fix=nearest(name, known))
+    if not timm.is_model(config.model.backbone):
+        choices = [*timm.list_models("*vit*"), *timm.list_models("deit*")]
+        raise UsageError(f"unknown backbone {config.model.backbone!r}", fix=nearest(config.model.backbone, choices))
+    if config.model.pretrained and config.model.pretrained_file:
+        raise UsageError("model.pretrained and model.pretrained_file exclude each other")
+
+
+def model_arguments(config: TrainConfig) -> dict[str, Any]:
+    """Keyword arguments of ``create_model`` beside the number of classes."""
+    section = config.model
+    return {
+        "backbone": section.backbone,
+        "img_size": section.img_size,
+        "pretrained": section.pretrained_file or section.pretrained,
+        **section.options,
+    }
+
+
+def planned_images(config: TrainConfig, data: TrainingData) -> int:
+    """Training images of the whole run, a multiple of the images per optimizer step.
+
+    Raises:
+        UsageError: no length given, or epochs of endless data.
+    """
+    run, count = config.run, data.train.count
+    per_step = run.batch * config.optim.accumulate
+    images = run.images
+    if not images and run.epochs:
+        if count is None:
+            raise UsageError("scenes have no epochs, they never end", fix="give --images N")
+        images = math.ceil(run.epochs * count)
+    if images <= 0:
+        raise UsageError("how long to train is not set", fix="give --images N or --epochs N")
+    return math.ceil(images / per_step) * per_step
+
+
+def resolve_precision(precision: Precision) -> Precision:
+    """What ``auto`` means here: bf16 where the hardware multiplies it, float16 on older GPUs, else float32."""
+    if precision is not Precision.AUTO:
+        return precision
+    if torch.cuda.is_available():
+        return Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP16
+    for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        if getattr(torch.cpu, probe, lambda: False)():
+            return Precision.BF16
+    return Precision.FLOAT32
+
+
+def open_fabric(config: TrainConfig) -> Fabric:
+    """Fabric on the devices that the run asks for; not launched yet.
+
+    Raises:
+        UsageError: ``devices`` is neither ``auto`` nor a number.
+    """
+    run = config.run
+    devices: str | int = run.devices
+    if run.devices != "auto":
+        if not run.devices.isdigit() or not int(run.devices):
+            raise UsageError(f"run.devices = {run.devices!r}", fix="give 'auto' or a number")
+        devices = int(run.devices)
+    elif run.accelerator == "cpu" or not torch.cuda.is_available():
+        # a processor is one device: torch spreads its work over the cores by itself
+        devices = 1
+    # its notices about precision and devices repeat what we announce ourselves
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    precision: Any = _PRECISIONS[resolve_precision(run.precision)]
+    return Fabric(accelerator=run.accelerator, devices=devices, precision=precision)
