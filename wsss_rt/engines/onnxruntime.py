@@ -1,0 +1,104 @@
+"""ONNX Runtime: the CPU provider everywhere, the CUDA provider where onnxruntime-gpu is installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wsss_rt.engines.base import EngineOutput
+from wsss_rt.engines.runtime import check_images, default_threads, load_error, run_each
+from wsss_rt.errors import WsssError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wsss_rt.model_card import ModelCard
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
+
+class CudaUnavailable(WsssError):
+    """The CUDA provider is not there or does not start."""
+
+    default_code = "cuda_unavailable"
+
+
+def cuda_offered() -> bool:
+    """Whether the installed build holds the CUDA provider; that it starts is only known by starting it."""
+    import onnxruntime as ort
+
+    return CUDA_PROVIDER in ort.get_available_providers()
+
+
+class OnnxRuntimeEngine:
+    """An artifact in ONNX Runtime.
+
+    Args:
+        card: the model's card.
+        model: the bytes that the card was read from.
+        device: ``cpu`` or ``cuda``.
+        threads: processors for one image; by default all that the process may use.
+
+    Raises:
+        WsssError: the library refuses the model.
+        CudaUnavailable: ``cuda``, and the provider is not there or does not start.
+    """
+
+    backend = "onnxruntime"
+    precision = "float32"
+
+    def __init__(
+        self, card: ModelCard, model: bytes, *, device: str = "cpu", threads: int | None = None
+    ) -> None:
+        import onnxruntime as ort
+
+        self.card = card
+        self.choice: dict[str, Any] = {}
+        options = ort.SessionOptions()
+        # an explicit count also keeps the library from pinning threads to processors that a container hides
+        options.intra_op_num_threads = threads or default_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # both keep memory for every input size ever seen, and an archive holds hundreds of sizes
+        options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena = False
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device == "cuda":
+            if not cuda_offered():
+                raise CudaUnavailable(
+                    "ONNX Runtime has no CUDA provider",
+                    why="the installed package is the CPU build",
+                    fix="pip install onnxruntime-gpu in place of onnxruntime; see `wsss-rt doctor`",
+                )
+            # TF32 would keep ten bits of the mantissa, and the parity gate speaks of float32
+            providers.insert(0, (CUDA_PROVIDER, {"use_tf32": "0"}))
+        try:
+            self._session: Any = ort.InferenceSession(model, options, providers=providers)
+        except Exception as error:
+            # the library's exceptions share no base class below Exception
+            raise load_error(error, self.backend) from error
+        if device == "cuda" and self._session.get_providers()[0] != CUDA_PROVIDER:
+            raise CudaUnavailable(
+                "ONNX Runtime cannot start its CUDA provider",
+                why="it fell back to the CPU, as it does without a driver or with other CUDA libraries",
+                fix="see `wsss-rt doctor` for what is missing",
+            )
+        self.device = "cuda:0" if device == "cuda" else "cpu"
+        self._input = self._session.get_inputs()[0].name
+
+    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+        check_images(images, self.card.input.patch)
+        return run_each(images, self._run_one, self.backend)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        try:
+            scores, maps = self._session.run(list(self.card.outputs), {self._input: image})
+        except Exception as error:
+            # the library's exceptions share no base class below Exception
+            raise RuntimeError(str(error)) from error
+        return scores, maps

@@ -1,0 +1,68 @@
+"""OpenVINO on the CPU, in float32 unless bfloat16 is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wsss_rt.engines.base import EngineOutput
+from wsss_rt.engines.runtime import check_images, default_threads, load_error, run_each
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wsss_rt.model_card import ModelCard
+
+
+class OpenVinoEngine:
+    """An artifact in OpenVINO's CPU plugin.
+
+    Args:
+        card: the model's card.
+        model: the bytes that the card was read from.
+        precision: ``float32`` or ``bfloat16``.
+        threads: processors for one image; by default all that the process may use.
+
+    Raises:
+        WsssError: the library refuses the model.
+    """
+
+    backend = "openvino"
+    device = "cpu"
+
+    def __init__(
+        self, card: ModelCard, model: bytes, *, precision: str = "float32", threads: int | None = None
+    ) -> None:
+        import openvino
+
+        self.card = card
+        self.choice: dict[str, Any] = {}
+        self.precision = precision
+        config = {
+            # without this hint processors with AMX compute in bfloat16, and nobody is told
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads or default_threads(),
+        }
+        try:
+            core = openvino.Core()
+            compiled = core.compile_model(core.read_model(model=model, weights=b""), "CPU", config)
+            self._request: Any = compiled.create_infer_request()
+        except RuntimeError as error:
+            raise load_error(error, self.backend) from error
+
+    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+        check_images(images, self.card.input.patch)
+        return run_each(images, self._run_one, self.backend)
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        self._request = None
+
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        import numpy as np
+
+        results = self._request.infer({0: image}, share_inputs=True, share_outputs=False)
+        scores, maps = (np.array(results[name], dtype=np.float32) for name in self.card.outputs)
+        return scores, maps

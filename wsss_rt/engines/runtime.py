@@ -1,0 +1,116 @@
+"""What the CPU engines share: a batch is run one image at a time, failures get the image's error class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsss_rt.engines.base import EngineOutput
+from wsss_rt.errors import ImageError, ImageErrorCode, WsssError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MEMORY_MARKS = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "can't allocate")
+# after one of these a CUDA context answers every further call with the same error
+_DEAD_DEVICE_MARKS = ("illegal memory access", "device-side assert", "unspecified launch failure")
+
+
+def default_threads() -> int:
+    """Processors that this process may use: its affinity, and the container's quota if there is one."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        # not Linux, or cgroup version 1: the affinity alone decides
+        pass
+    return max(1, count)
+
+
+def check_images(images: NDArray[np.float32], patch: int) -> None:
+    """Refuse what no engine can run.
+
+    Raises:
+        ValueError: not float32 (B, 3, H, W), which is a mistake of the caller.
+        ImageError: a side shorter than one token.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] < 1 or images.dtype.name != "float32":
+        raise ValueError(f"expected float32 (B, 3, H, W), got {images.dtype} {images.shape}")
+    height, width = images.shape[2:]
+    if min(height, width) < patch:
+        raise ImageError(
+            ImageErrorCode.TOO_SMALL,
+            f"an input of {width}x{height} px is smaller than one token",
+            why=f"the model's tokens are {patch}x{patch} px",
+        )
+
+
+def run_each(
+    images: NDArray[np.float32],
+    run_one: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    backend: str,
+) -> EngineOutput:
+    """Run every image as a batch of one, and stack the results.
+
+    The libraries split a matrix product by its number of rows, so that an image's last bits depend on how
+    many others share its batch. One at a time they cannot, and on a CPU one image already fills the cores.
+
+    Args:
+        images: (B, 3, H, W) float32.
+        run_one: (1, 3, H, W) to scores (1, C) and maps (1, C, h, w), owned by the caller.
+        backend: what to name in errors.
+
+    Raises:
+        ImageError: code ``out_of_memory`` or ``engine``.
+        WsssError: code ``device_lost`` when no further call can succeed.
+    """
+    import numpy as np
+
+    scores, maps = [], []
+    for index in range(images.shape[0]):
+        try:
+            score, map_ = run_one(np.ascontiguousarray(images[index : index + 1]))
+        except (RuntimeError, MemoryError, ValueError) as error:
+            raise engine_error(error, backend, images.shape) from error
+        scores.append(score)
+        maps.append(map_)
+    return EngineOutput(np.concatenate(scores), np.concatenate(maps))
+
+
+def engine_error(error: Exception, backend: str, shape: tuple[int, ...]) -> WsssError:
+    """The error that a user sees for an engine's exception."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    size = f"{shape[-1]}x{shape[-2]} px"
+    if any(mark in text.lower() for mark in _DEAD_DEVICE_MARKS):
+        return WsssError(
+            f"{backend} lost its device on an input of {size}",
+            why=_shorten(text),
+            fix="start again; a finished mask stays finished",
+            code="device_lost",
+        )
+    if isinstance(error, MemoryError) or any(mark in text.lower() for mark in _MEMORY_MARKS):
+        return ImageError(
+            ImageErrorCode.OUT_OF_MEMORY,
+            f"{backend} ran out of memory on an input of {size}",
+            fix="use smaller --scales, or close other programs",
+        )
+    return ImageError(ImageErrorCode.ENGINE, f"{backend} failed on an input of {size}", why=_shorten(text))
+
+
+def load_error(error: Exception, backend: str) -> WsssError:
+    """The error for a model that a library refuses although its seal is intact."""
+    return WsssError(
+        f"{backend} cannot load the model",
+        why=_shorten(" ".join(str(error).split())),
+        fix=f"upgrade {backend}, or choose another --backend",
+        code="engine_load",
+    )
+
+
+def _shorten(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,105 @@
+"""What earlier trials found, in the user's cache folder; losing it costs a trial and never a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsss_rt import __version__
+from wsss_rt.errors import WsssError
+
+if TYPE_CHECKING:
+    from wsss_rt.model_card import ModelCard
+
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A remembered trial: the faster backend, and per backend its median in milliseconds."""
+
+    picked: str
+    candidates: dict[str, float | str]
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/wsss-rt/engines``, or the same below ``~/.cache``."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~")) / ".cache"
+    return base / "wsss-rt" / "engines"
+
+
+def cache_key(
+    card: ModelCard, threads: int, device: str, precision: str, shape: tuple[int, int, int, int]
+) -> dict[str, Any]:
+    """Everything that the outcome of a trial depends on; sizes count by powers of two of their tokens."""
+    batch, _, height, width = shape
+    return {
+        "wsss_rt": __version__,
+        "model": card.weights_sha256,
+        "libraries": {name: _version(name) for name in _PACKAGES},
+        "processor": _processor(),
+        "threads": threads,
+        "device": device,
+        "precision": precision,
+        "batch": batch,
+        "tokens_log2": round(math.log2(max(1, height * width / card.input.patch**2))),
+    }
+
+
+def load(key: dict[str, Any]) -> Trial | None:
+    """The outcome stored for ``key``; None where there is none that can be trusted."""
+    try:
+        raw = json.loads(_path(key).read_bytes())
+        candidates = {str(name): float(value) for name, value in raw["candidates"].items()}
+        if raw["key"] != key or not all(math.isfinite(value) for value in candidates.values()):
+            return None
+        return Trial(min(candidates, key=lambda name: candidates[name]), dict(candidates))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # absent, unreadable or damaged all mean the same: measure again
+        return None
+
+
+def store(key: dict[str, Any], picked: str, candidates: dict[str, float | str]) -> None:
+    """Remember an outcome; a folder that cannot be written is no error."""
+    from wsss_rt.io.atomic import write_atomic
+
+    path = _path(key)
+    text = json.dumps({"key": key, "picked": picked, "candidates": candidates}, indent=1, sort_keys=True)
+    try:
+        path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        write_atomic(path, text.encode())
+    except (OSError, WsssError):
+        # a read-only or full home folder costs a trial per run and nothing else
+        return
+
+
+def _path(key: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / f"{digest[:32]}.json"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return f"{platform.machine()} {line.split(':', 1)[1].strip()}"
+    except OSError:
+        # no /proc: the platform's own word has to do
+        pass
+    return f"{platform.machine()} {platform.processor()}"
