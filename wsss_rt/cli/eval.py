@@ -1,0 +1,179 @@
+"""``wsss-rt eval``: masks against ground truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from wsss_rt.classes import ClassSet
+    from wsss_rt.evaluate import Evaluation
+    from wsss_rt.sweep import SweepSummary
+
+
+def eval(
+    prediction: Annotated[
+        Path, typer.Argument(metavar="PRED", help="Output folder of `label`, or a folder of mask PNGs.")
+    ],
+    truth: Annotated[
+        Path,
+        typer.Argument(metavar="GT", help="Folder of mask PNGs (class numbers, 255 ignored), or a VOC tree."),
+    ],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES|FILE",
+            help="Classes of the truth in the order of its numbers: voc, scenes, a file with a name per "
+            "line, or names with commas. [default: classes.txt beside the truth, else the prediction's "
+            "run.json]",
+        ),
+    ] = None,
+    list_file: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="Only these images, a name per line, as in ImageSets."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS,...", help="Show and average these classes alone; background is one."),
+    ] = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also judge stored maps (`label --format npz`) at every threshold."),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave images without a prediction out.")
+    ] = False,
+    ignore_predicted: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-predicted", help="Leave pixels predicted as 255 out; by default they count as wrong."
+        ),
+    ] = False,
+    worst: Annotated[
+        int, typer.Option(metavar="K", min=0, help="List the K images with the lowest mIoU.")
+    ] = 5,
+    json_out: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write everything as JSON; - for stdout.")
+    ] = None,
+) -> None:
+    """Compare masks with ground truth: IoU per class, its mean, pixel accuracy.
+
+    Files match by relative path, else by name. A truth without a prediction, or of another size, is an
+    error. Pixels of 255 in the truth never count; predicted 255 counts as wrong, unless left out.
+
+    \b
+    wsss-rt eval labels data/SegmentationClass
+    wsss-rt eval labels data --list data/ImageSets/Segmentation/val.txt --json result.json
+    wsss-rt eval masks gt --classes voc --only cat,dog,horse
+    wsss-rt eval labels data --sweep labels/maps
+    """
+    from wsss_rt.errors import UsageError
+    from wsss_rt.evaluate import Options, evaluate
+    from wsss_rt.pairing import open_prediction, open_truth, pair_masks, read_list
+
+    predicted, true = open_prediction(prediction), open_truth(truth)
+    if sweep is not None and not sweep.is_dir():
+        raise UsageError(f"no folder {sweep}", fix="write maps with `wsss-rt label --format npz`")
+    options = Options(
+        classes=None if classes is None else _parse_classes(classes),
+        only=tuple(name.strip() for name in (only or "").split(",") if name.strip()),
+        allow_missing=allow_missing,
+        ignore_predicted=ignore_predicted,
+        sweep=sweep,
+    )
+    wanted = None if list_file is None else read_list(list_file)
+    pairs = pair_masks(predicted.folder, true.folder, wanted=wanted)
+    if wanted is not None:
+        # predictions beyond the list were not asked for
+        pairs = type(pairs)(pairs.matched, pairs.missing, ())
+    result = evaluate(predicted, true, pairs, options)
+    if json_out is not None:
+        sides = {"prediction": str(predicted.folder), "truth": str(true.folder)}
+        text = json.dumps(sides | result.as_dict(), indent=2, allow_nan=False)
+        if json_out == "-":
+            print(text)
+            return
+        from wsss_rt.io.atomic import write_atomic
+
+        write_atomic(json_out, text.encode("utf-8", "backslashreplace") + b"\n")
+    _show(result, worst=worst)
+    if json_out is not None:
+        print(f"wrote {json_out}")
+
+
+def _parse_classes(text: str) -> ClassSet:
+    from wsss_rt.classes import load_classes
+
+    names = [name.strip() for name in text.split(",")]
+    return load_classes(names if len(names) > 1 else text)
+
+
+def _show(result: Evaluation, *, worst: int) -> None:
+    from wsss_rt.io.decode import printable
+    from wsss_rt.tables import print_table
+
+    matrix, ignoring = result.matrix, result.ignore_predicted
+    columns = (result.iou(), matrix.precision(), matrix.recall(ignore_predicted=ignoring))
+    truth, predicted = matrix.truth(), matrix.predicted()
+    rows = [
+        [result.names[value], *(_percent(column[value]) for column in columns)]
+        + [f"{truth[value]:,}", f"{predicted[value]:,}"]
+        for value in result.chosen
+    ]
+    header = ("class", "IoU %", "precision %", "recall %", "true pixels", "predicted pixels")
+    print_table(f"{len(result.images)} images", header, rows)
+    print()
+    print(f"mIoU             {_percent(result.miou()):>6} %   over the classes above that occur")
+    if 0 in result.chosen:
+        print(f"mIoU foreground  {_percent(result.miou(foreground=True)):>6} %   without background")
+    accuracy = matrix.pixel_accuracy(ignore_predicted=ignoring)
+    print(f"pixel accuracy   {_percent(accuracy):>6} %   over all classes")
+    if matrix.ignored.any():
+        treatment = "left out" if ignoring else "counted as wrong; --ignore-predicted leaves them out"
+        print(
+            f"coverage         {_percent(matrix.coverage()):>6} %   pixels predicted as 255 are {treatment}"
+        )
+    for note in result.notes:
+        print(f"note: {note}")
+    for names, text in ((result.missing, "without prediction, left out"), (result.extra, "without truth")):
+        if names:
+            more = "" if len(names) <= 3 else ", .."
+            print(f"{len(names)} {text}: {', '.join(printable(name) for name in names[:3])}{more}")
+    if result.sweep is not None:
+        _show_sweep(result.sweep)
+    if worst and len(result.images) > 1:
+        print()
+        rows = [
+            [printable(image.image), _percent(image.miou), _percent(image.pixel_accuracy)]
+            for image in result.worst(worst)
+        ]
+        print_table("lowest mIoU", ("image", "mIoU %", "accuracy %"), rows)
+
+
+def _show_sweep(sweep: SweepSummary) -> None:
+    from wsss_rt.tables import print_table
+
+    curve = sweep.curve
+    print()
+    rows = [
+        [
+            f"{curve.thresholds[index]:.2f}",
+            _percent(curve.miou[index]),
+            _percent(curve.false_positive[index]),
+            _percent(curve.false_negative[index]),
+        ]
+        for index in range(0, len(curve.thresholds), 5)
+    ]
+    header = ("threshold", "mIoU %", "false positive %", "false negative %")
+    print_table("stored maps, background threshold", header, rows)
+    threshold, miou = curve.best()
+    print(f"best             {_percent(miou):>6} %   at {threshold:.2f}, chosen on this truth")
+    print(f"official search  {_percent(sweep.official[1]):>6} %   at {sweep.official[0]:.2f}, stops at a dip")
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"

@@ -1,0 +1,296 @@
+"""What this machine can do: versions, devices, and what is missing for which command.
+
+Nothing here may fail: what cannot be found out is reported with its reason. torch is never imported, because
+that takes seconds and may be what is broken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from wsss_rt import __version__
+
+
+@dataclass(frozen=True)
+class Package:
+    """A library that some command needs.
+
+    Attributes:
+        module: import name.
+        distributions: names under which it is installed, the usual one first.
+        probe: import it to see that it works; otherwise only its version is read.
+    """
+
+    module: str
+    distributions: tuple[str, ...]
+    probe: bool = False
+
+
+BASE = (
+    Package("numpy", ("numpy",), probe=True),
+    Package("PIL", ("pillow", "pillow-simd"), probe=True),
+    Package(
+        "cv2",
+        (
+            "opencv-python-headless",
+            "opencv-python",
+            "opencv-contrib-python-headless",
+            "opencv-contrib-python",
+        ),
+        probe=True,
+    ),
+    Package("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), probe=True),
+    Package("openvino", ("openvino",), probe=True),
+    Package("pycocotools.mask", ("pycocotools",), probe=True),
+    Package("typer", ("typer",), probe=True),
+    Package("rich", ("rich",), probe=True),
+)
+OPTIONAL = (
+    Package("torch", ("torch",)),
+    Package("torchvision", ("torchvision",)),
+    Package("timm", ("timm",)),
+    Package("lightning", ("lightning",)),
+    Package("torchmetrics", ("torchmetrics",)),
+    Package("safetensors", ("safetensors",)),
+    Package("matplotlib", ("matplotlib",)),
+    Package("onnx", ("onnx",)),
+    Package("onnxscript", ("onnxscript",)),
+    Package("triton", ("triton",)),
+    Package("tensorrt", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")),
+    Package("pycuda", ("pycuda",)),
+)
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "train": ("torch", "torchvision", "timm", "lightning", "torchmetrics", "safetensors", "matplotlib"),
+    "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors"),
+}
+# what decides the speed of a matrix product
+_FEATURES = (
+    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2",
+)  # fmt: skip
+_CODECS = {
+    "jpg": "JPEG",
+    "zlib": "PNG",
+    "webp": "WebP",
+    "libtiff": "TIFF",
+    "jpg_2000": "JPEG 2000",
+    "avif": "AVIF",
+}
+
+
+# what the import of a damaged library may raise; the user's own interrupt goes through
+_BROKEN = (Exception, SystemExit)
+
+
+def collect() -> dict[str, Any]:
+    """Everything that ``wsss-rt doctor`` shows, as JSON has it."""
+    packages = {_shown(package): _package(package) for package in (*BASE, *OPTIONAL)}
+    broken_base = {
+        name: state for name, state in packages.items() if state["needed"] and state["state"] != "ok"
+    }
+    return {
+        "wsss_rt": {"version": __version__, "folder": str(Path(__file__).resolve().parent)},
+        "python": {
+            "version": platform.python_version(),
+            "executable": sys.executable,
+            "system": platform.platform(terse=True),
+        },
+        "processor": _guarded(_processor),
+        "memory": _guarded(_memory),
+        "gpu": _guarded(_gpus),
+        "packages": packages,
+        "engines": {"onnxruntime": _guarded(_providers), "openvino": _guarded(_openvino_devices)},
+        "codecs": _guarded(_codecs),
+        "models": _guarded(_models),
+        "cache": _guarded(_cache),
+        "commands": _commands(packages, broken_base),
+    }
+
+
+def _guarded(probe: Callable[[], Any]) -> Any:
+    """A probe's answer, or the reason why there is none: a broken driver must not hide the rest."""
+    try:
+        return probe()
+    except _BROKEN as error:
+        return {"error": _reason(error)}
+
+
+def _reason(error: BaseException) -> str:
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+
+
+def _shown(package: Package) -> str:
+    return package.distributions[0]
+
+
+def _package(package: Package) -> dict[str, Any]:
+    needed = package in BASE
+    found: dict[str, Any] = {"state": "missing", "version": None, "needed": needed}
+    for name in package.distributions:
+        try:
+            found |= {"state": "ok", "version": metadata.version(name)}
+        except metadata.PackageNotFoundError:
+            continue
+        except Exception as error:
+            found |= {"state": "broken", "reason": _reason(error)}
+        if name != package.distributions[0]:
+            found["installed_as"] = name
+        break
+    if not package.probe:
+        return found
+    try:
+        module = importlib.import_module(package.module)
+    except _BROKEN as error:
+        if found["state"] == "ok" or not isinstance(error, ModuleNotFoundError):
+            found |= {"state": "broken", "reason": _reason(error)}
+        return found
+    if found["state"] == "missing":
+        # importable without being an installed distribution, as a system package or a folder on the path
+        found |= {"state": "ok", "version": str(getattr(module, "__version__", "unknown"))}
+    return found
+
+
+def _processor() -> dict[str, Any]:
+    from wsss_rt.run_record import machine
+
+    known = machine()
+    flags: set[str] = set()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.partition(":")[2].split())
+                break
+    return {
+        "name": known["processor"],
+        "usable": known["processors"],
+        "present": os.cpu_count(),
+        "features": [name for name in _FEATURES if name in flags],
+    }
+
+
+def _memory() -> dict[str, Any]:
+    page = os.sysconf("SC_PAGE_SIZE")
+    found: dict[str, Any] = {"total_bytes": page * os.sysconf("SC_PHYS_PAGES")}
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("MemAvailable"):
+                found["available_bytes"] = int(line.split()[1]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        found["limit_bytes"] = int(text)
+    return found
+
+
+def _gpus() -> list[dict[str, str]]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    fields = ("name", "driver_version", "memory.total", "compute_cap")
+    done = subprocess.run(
+        [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"nvidia-smi: {(done.stderr or done.stdout).strip()}")
+    rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
+    return [dict(zip(("name", "driver", "memory", "compute_capability"), row, strict=False)) for row in rows]
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def _openvino_devices() -> dict[str, str]:
+    import openvino
+
+    core = openvino.Core()
+    return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices}
+
+
+def _codecs() -> dict[str, bool]:
+    from PIL import features
+
+    return {title: bool(features.check(name)) for name, title in _CODECS.items()}
+
+
+def _models() -> dict[str, str]:
+    from wsss_rt.assets import embedded_models
+    from wsss_rt.model_card import read_card
+
+    found: dict[str, str] = {}
+    for name, path in embedded_models().items():
+        card = _guarded(lambda path=path: read_card(path).method)  # type: ignore[misc]
+        found[name] = card if isinstance(card, str) else f"unusable, {card['error']}"
+    return found
+
+
+def _cache() -> dict[str, Any]:
+    from wsss_rt.engines.trial_cache import cache_folder
+
+    folder = cache_folder()
+    parent = folder
+    # doctor makes no folders: the nearest one that is there decides
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    return {"folder": str(folder), "writable": writable}
+
+
+def _commands(packages: Mapping[str, Any], broken_base: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per command: whether it can run, what it lacks, and how to get that."""
+    engines = [name for name in ("onnxruntime", "openvino") if packages[name]["state"] == "ok"]
+    found: dict[str, dict[str, Any]] = {}
+    for command in ("label", "eval", "scenes", "models", "train", "export"):
+        lacking = [name for name in broken_base if name not in ("onnxruntime", "openvino")]
+        if command == "label" and not engines:
+            lacking += ["onnxruntime or openvino"]
+        fix = "pip install --force-reinstall wsss-rt" if lacking else ""
+        extra = [name for name in EXTRAS.get(command, ()) if packages[name]["state"] != "ok"]
+        if extra:
+            fix = f"pip install 'wsss-rt[{command}]'"
+        found[command] = {"ready": not (lacking or extra), "missing": [*lacking, *extra], "fix": fix}
+    return found
+
+
+def problems(report: Mapping[str, Any]) -> Sequence[str]:
+    """Sentences about what keeps commands from running or makes them slow."""
+    lines = []
+    for name, state in report["packages"].items():
+        if state["state"] == "broken":
+            lines.append(f"{name} is installed and cannot be imported: {state.get('reason', '')}")
+    if isinstance(report["models"], Mapping):
+        if not report["models"]:
+            lines.append("no model is embedded: name one with `wsss-rt label --model FILE`")
+        lines += [f"model {name}: {state}" for name, state in report["models"].items() if "unusable" in state]
+    cache = report["cache"]
+    if not cache.get("writable", False):
+        lines.append(
+            f"the cache folder {cache.get('folder', '')} is not writable: engines are chosen anew every "
+            "time; set XDG_CACHE_HOME to a folder of yours"
+        )
+    codecs = report["codecs"]
+    if isinstance(codecs, Mapping):
+        lacking = [name for name in ("JPEG", "PNG", "WebP", "TIFF") if codecs.get(name) is False]
+        if lacking:
+            lines.append(
+                f"Pillow was built without {', '.join(lacking)}: pip install --force-reinstall pillow"
+            )
+    return lines

@@ -1,0 +1,278 @@
+"""Masks against ground truth: what ``wsss-rt eval`` computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsss_rt.classes import IGNORE, ClassSet
+from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.formats.png import read_mask
+from wsss_rt.io.decode import printable
+from wsss_rt.metrics import ConfusionMatrix, joint_histogram, nanmean
+from wsss_rt.pairing import MaskFolder, Pair, Pairs, refuse_missing, some
+from wsss_rt.sweep import SweepSummary, number, sweep_maps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image; ``miou`` is over the classes that it or its prediction holds, nan where that is none."""
+
+    image: str
+    miou: float
+    pixel_accuracy: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the comparison gave.
+
+    Attributes:
+        names: of the mask values, background first.
+        chosen: mask values that the means are over and that tables show.
+        matrix: all pixels.
+        images: one score per image, in the order of names.
+        missing, extra: names without the other side.
+        ignore_predicted: whether pixels predicted as 255 were left out instead of counted as wrong.
+        notes: what a reader of the numbers should know.
+        sweep: over stored maps, where asked for.
+    """
+
+    names: tuple[str, ...]
+    chosen: tuple[int, ...]
+    matrix: ConfusionMatrix
+    images: tuple[ImageScore, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    ignore_predicted: bool = False
+    notes: tuple[str, ...] = ()
+    sweep: SweepSummary | None = None
+
+    def iou(self) -> NDArray[np.float64]:
+        """(num_classes,) IoU, nan for a class in neither truth nor prediction."""
+        return self.matrix.iou(ignore_predicted=self.ignore_predicted)
+
+    def miou(self, *, foreground: bool = False) -> float:
+        """Mean IoU over the chosen classes that occur, with or without background."""
+        values = [value for value in self.chosen if value or not foreground]
+        return nanmean(self.iou()[values])
+
+    def worst(self, count: int) -> list[ImageScore]:
+        """The images with the lowest mIoU."""
+        scored = [image for image in self.images if not math.isnan(image.miou)]
+        return sorted(scored, key=lambda image: (image.miou, image.image))[:count]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON has it: shares 0..1, null where undefined."""
+        matrix, ignoring = self.matrix, self.ignore_predicted
+        columns = {
+            "iou": self.iou(),
+            "precision": matrix.precision(),
+            "recall": matrix.recall(ignore_predicted=ignoring),
+            "false_positive_rate": matrix.false_positive_rate(ignore_predicted=ignoring),
+            "false_negative_rate": matrix.false_negative_rate(ignore_predicted=ignoring),
+            "truth_pixels": matrix.truth(),
+            "predicted_pixels": matrix.predicted(),
+            "correct_pixels": matrix.correct(),
+            "ignored_pixels": matrix.ignored,
+        }
+        classes = [
+            {"value": value, "name": self.names[value]}
+            | {key: number(column[value]) for key, column in columns.items()}
+            for value in self.chosen
+        ]
+        result: dict[str, Any] = {
+            "images": len(self.images),
+            "miou": number(self.miou()),
+            "miou_foreground": number(self.miou(foreground=True)),
+            "miou_absent_as_zero": number(
+                nanmean(matrix.iou(absent="zero", ignore_predicted=ignoring)[list(self.chosen)])
+            ),
+            "pixel_accuracy": number(matrix.pixel_accuracy(ignore_predicted=ignoring)),
+            "coverage": number(matrix.coverage()),
+            "predicted_ignore": "left out" if ignoring else "counted as wrong",
+            "classes": classes,
+            "confusion": {"names": list(self.names), "truth_by_prediction": matrix.counts.tolist()},
+            "missing": [printable(name) for name in self.missing],
+            "extra": [printable(name) for name in self.extra],
+            "notes": list(self.notes),
+            "per_image": [
+                {
+                    "image": printable(image.image),
+                    "miou": number(image.miou),
+                    "pixel_accuracy": number(image.pixel_accuracy),
+                }
+                for image in self.images
+            ],
+        }
+        if self.sweep is not None:
+            result["sweep"] = self.sweep.as_dict()
+        return result
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare.
+
+    Attributes:
+        classes: names of the truth's values; None takes what lies beside the masks.
+        only: names that the means are over; ``background`` is one.
+        allow_missing: leave images without a prediction out.
+        ignore_predicted: leave pixels predicted as 255 out; by default they count as wrong.
+        sweep: folder of maps that ``label --format npz`` wrote.
+    """
+
+    classes: ClassSet | None = None
+    only: tuple[str, ...] = ()
+    allow_missing: bool = False
+    ignore_predicted: bool = False
+    sweep: Path | None = None
+
+
+def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: Options) -> Evaluation:
+    """Compare all pairs.
+
+    Args:
+        prediction, truth: where the masks come from.
+        pairs: as :func:`wsss_rt.pairing.pair_masks` matched them.
+        options: see :class:`Options`.
+
+    Raises:
+        UsageError: class names that do not fit.
+        WsssError: missing or odd-sized predictions, values outside the classes; each names the images.
+    """
+    if not options.allow_missing:
+        total = len(pairs.matched) + len(pairs.missing)
+        refuse_missing(pairs.missing, total, prediction=prediction.folder)
+    if not pairs.matched:
+        raise WsssError("no image has both a prediction and a truth", code="missing_predictions")
+    names, table, notes = _reconcile(prediction.classes, truth.classes, options.classes)
+    tally = _Tally(table, None if names is None else len(names) + 1)
+    for pair in pairs.matched:
+        tally.add(pair)
+    size = tally.finish()
+    shown = names.names if names is not None else tuple(f"class {value}" for value in range(1, size))
+    labels = ("background", *shown)
+    chosen = _choose(options.only, labels)
+    matrix = ConfusionMatrix(size)
+    matrix.add_joint(tally.joint)
+    if not options.only and names is None:
+        # without names nobody knows which values exist: show those that occur
+        occurs = matrix.truth() + matrix.predicted() > 0
+        chosen = tuple(value for value in chosen if occurs[value])
+        notes = [*notes, "class names unknown: give --classes"]
+    images = tuple(tally.scores(size, chosen, ignore_predicted=options.ignore_predicted))
+    result = Evaluation(
+        labels, chosen, matrix, images, pairs.missing, pairs.extra, options.ignore_predicted, tuple(notes)
+    )
+    if options.sweep is None:
+        return result
+    return replace(result, sweep=sweep_maps(options.sweep, pairs.matched, size, table=table, chosen=chosen))
+
+
+@dataclass
+class _Tally:
+    """Counts over images, and the images that cannot be counted."""
+
+    table: NDArray[np.uint8]
+    size: int | None
+    joint: NDArray[np.int64] = field(default_factory=lambda: np.zeros((256, 256), np.int64))
+    kept: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+    def add(self, pair: Pair) -> None:
+        prediction, truth = read_mask(pair.prediction), read_mask(pair.truth)
+        if prediction.shape != truth.shape:
+            sizes = " against ".join(f"{mask.shape[1]}x{mask.shape[0]}" for mask in (prediction, truth))
+            self.odd.append(f"{pair.key} ({sizes})")
+            return
+        raw = joint_histogram(prediction, truth)
+        joint = np.zeros_like(raw)
+        for value in np.flatnonzero(raw.any(0)):
+            joint[:, self.table[value]] += raw[:, value]
+        if self.size is not None:
+            bad = [str(value) for value in np.flatnonzero(joint[self.size : IGNORE].any(1)) + self.size]
+            strange = np.flatnonzero(raw[:IGNORE].any(0) & (self.table >= self.size) & (self.table < IGNORE))
+            bad += [str(value) for value in strange]
+            if bad:
+                self.outside.append(f"{pair.key} ({', '.join(bad[:3])})")
+                return
+        self.joint += joint
+        # a few hundred bytes an image: the cells that are not zero
+        cells = np.flatnonzero(joint)
+        self.kept.append((pair.key, cells, joint.ravel()[cells]))
+
+    def finish(self) -> int:
+        """Number of mask values; or an error that names every image that could not be counted."""
+        if self.odd:
+            raise WsssError(
+                f"{len(self.odd)} predictions differ in size from their truth: {some(self.odd)}",
+                fix="compare masks in the raster of the image file; `wsss-rt label` writes such",
+                code="odd_size",
+            )
+        if self.outside:
+            raise WsssError(
+                f"{len(self.outside)} images hold values that are no class: {some(self.outside)}",
+                why=f"the classes take the values 0 to {(self.size or 1) - 1}, and 255 is ignore",
+                fix="name the right classes with --classes",
+                code="values_outside",
+            )
+        if self.size is not None:
+            return self.size
+        counted = self.joint[:IGNORE]
+        occurring = np.flatnonzero(counted.sum(1) + counted.sum(0)[:IGNORE])
+        return int(occurring[-1]) + 1 if occurring.size else 1
+
+    def scores(self, size: int, chosen: Sequence[int], *, ignore_predicted: bool) -> Iterator[ImageScore]:
+        """A score per image."""
+        for key, cells, counts in self.kept:
+            joint = np.zeros(256 * 256, np.int64)
+            joint[cells] = counts
+            matrix = ConfusionMatrix(size)
+            matrix.add_joint(joint.reshape(256, 256))
+            iou = matrix.iou(ignore_predicted=ignore_predicted)[list(chosen)]
+            yield ImageScore(key, nanmean(iou), matrix.pixel_accuracy(ignore_predicted=ignore_predicted))
+
+
+def _reconcile(
+    predicted: ClassSet | None, beside_truth: ClassSet | None, given: ClassSet | None
+) -> tuple[ClassSet | None, NDArray[np.uint8], list[str]]:
+    """Names of the truth, and the value of the truth for every value of the prediction."""
+    identity = np.arange(256, dtype=np.uint8)
+    names = given or beside_truth or predicted
+    if names is None or predicted is None or predicted.names == names.names:
+        return names, identity, []
+    shared = [name for name in predicted.names if name in names.names]
+    if not shared:
+        raise UsageError(
+            "the prediction and the truth share no class name",
+            why=f"predicted: {', '.join(predicted.names[:5])}..; truth: {', '.join(names.names[:5])}..",
+            fix="name the truth's classes with --classes",
+            code="no_common_class",
+        )
+    # 254 is a value that no class list of a truth reaches unless it names 254 classes
+    table = np.full(256, 254, np.uint8)
+    table[0], table[IGNORE] = 0, IGNORE
+    for value, name in enumerate(predicted.names, start=1):
+        if name in names.names:
+            table[value] = names.index(name) + 1
+    notes = [f"matched by name: {len(shared)} classes of the prediction have other numbers in the truth"]
+    return names, table, notes
+
+
+def _choose(only: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
+    if not only:
+        return tuple(range(len(labels)))
+    for name in only:
+        if name not in labels:
+            raise UsageError(f"unknown class {name!r} in --only", fix=nearest(name, labels))
+    return tuple(value for value, label in enumerate(labels) if label in only)
