@@ -1,0 +1,32 @@
+"""Memory of `wsss-rt label` does not grow with the number of images."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.label_runs import run, write_images
+from tests.label_models import write_color_model
+
+pytest.importorskip("onnx")
+
+# the full measure is 300 and 3000
+FEW = int(os.environ.get("WSSS_RT_MEMORY_IMAGES", "40"))
+
+
+def peak_bytes(folder: Path, count: int) -> int:
+    write_images(folder / f"images-{count}", count, height=240, width=320)
+    out = f"out-{count}"
+    ended = run(folder, "label", f"images-{count}", "--out", out, "--model", "color.onnx", "--quiet")
+    assert ended.code == 0, ended.err
+    return int(json.loads((folder / out / "run.json").read_text())["session"]["peak_memory_bytes"])
+
+
+@pytest.mark.slow
+def test_ten_times_the_images_in_the_same_memory(tmp_path: Path) -> None:
+    write_color_model(tmp_path / "color.onnx")
+    few, many = peak_bytes(tmp_path, FEW), peak_bytes(tmp_path, 10 * FEW)
+    assert many <= 1.1 * few, f"{few / 1e6:.0f} MB for {FEW} images, {many / 1e6:.0f} MB for ten times as many"

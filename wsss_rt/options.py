@@ -1,0 +1,81 @@
+"""How to label: what a caller may choose, and what the model's card decides where they don't."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from wsss_rt.errors import UsageError
+
+if TYPE_CHECKING:
+    from wsss_rt.model_card import ModelCard
+
+# the same as wsss_rt.io.decode.MAX_PIXELS, which costs an import of Pillow
+MAX_PIXELS = 64_000_000
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How to label. None means what the model's card recommends.
+
+    Attributes:
+        scales: image scales, each > 0.
+        flip: also run each scale mirrored.
+        background: constant score of the background, 0..1.
+        ignore_band: (low, high); pixels whose best class score lies in [low, high) become 255.
+        refine: name of a refiner.
+        backend, device, precision: as ``open_engine`` takes them.
+        batch: images per call of the engine; 0 chooses.
+        threads: processors to use; None takes all that the process may use.
+        max_pixels: a larger image is refused before it is decoded.
+        keep_image, keep_maps: leave them in the result.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    scales: tuple[float, ...] | None = None
+    flip: bool | None = None
+    background: float | None = None
+    ignore_band: tuple[float, float] | None = None
+    refine: str = "none"
+    backend: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    batch: int = 0
+    threads: int | None = None
+    max_pixels: int = MAX_PIXELS
+    keep_image: bool = False
+    keep_maps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scales is not None and (
+            not self.scales or not all(0 < scale <= 8 for scale in self.scales)
+        ):
+            raise UsageError(
+                f"scales {list(self.scales)} are not all in (0, 8]", fix="for example --scales 1.0,0.75"
+            )
+        if self.background is not None and not 0 <= self.background <= 1:
+            raise UsageError(f"background {self.background} is not in 0..1", why="class scores are 0..1")
+        if self.ignore_band is not None and not 0 <= self.ignore_band[0] < self.ignore_band[1] <= 1:
+            raise UsageError(
+                f"ignore band {self.ignore_band[0]},{self.ignore_band[1]} is not 0 <= LO < HI <= 1",
+                why="pixels whose best class score lies in [LO, HI) become 255",
+            )
+        for name, value, least in (
+            ("batch", self.batch, 0),
+            ("threads", self.threads, 1),
+            ("max pixels", self.max_pixels, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}")
+
+    def resolved(self, card: ModelCard) -> LabelOptions:
+        """With the card's recommendations in the place of None."""
+        advice = card.recommended
+        return replace(
+            self,
+            scales=tuple(advice.scales) if self.scales is None else self.scales,
+            flip=advice.flip if self.flip is None else self.flip,
+            background=advice.background if self.background is None else self.background,
+        )

@@ -1,0 +1,50 @@
+"""Refiners: each takes an image and its scores and returns better scores; a registry by name.
+
+A refiner stands in its own module of this folder and is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from wsss_rt.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Refiner(Protocol):
+    """Sharpens the scores of one image, e.g. along its edges. Called from several threads at once."""
+
+    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Refine.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, upright.
+            scores: (C' + 1, H, W) float32 in 0..1; plane 0 is background, the others the present classes.
+
+        Returns:
+            Scores of the same shape, meaning and range.
+        """
+        ...
+
+
+# name -> what opens the refiner; `none` opens nothing, so that its planes are never built
+REFINERS: dict[str, Callable[[], Refiner | None]] = {"none": lambda: None}
+
+
+def open_refiner(name: str) -> Refiner | None:
+    """The refiner of this name; None for ``none``.
+
+    Raises:
+        UsageError: there is no such refiner (yet).
+    """
+    if name == "crf":
+        raise UsageError(
+            "--refine crf is not built yet", fix=f"choose one of: {', '.join(sorted(REFINERS))}"
+        )
+    if name not in REFINERS:
+        raise UsageError(f"no refiner named {name!r}", fix=nearest(name, REFINERS))
+    return REFINERS[name]()

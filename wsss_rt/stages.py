@@ -1,0 +1,230 @@
+"""What happens to one image: read, decode, prepare, infer, localize, refine, decide, encode.
+
+What is wrong with an image stays in its work as a failure; anything else that goes wrong is raised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsss_rt import localize
+from wsss_rt.engines.base import EngineOutput
+from wsss_rt.errors import ImageError, ImageErrorCode
+from wsss_rt.formats.png import encode_mask
+from wsss_rt.io.decode import DecodedImage, decode_image, read_bytes, to_stored_raster
+from wsss_rt.results import Failure, Result
+from wsss_rt.timing import Stopwatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from wsss_rt.engines.base import Engine
+    from wsss_rt.options import LabelOptions
+    from wsss_rt.refine import Refiner
+
+# a given tag is doubted when its class's probability is below this part of the threshold for predicting it
+EVIDENCE = 0.25
+
+
+@dataclass
+class Work:
+    """An image on its way through the stages.
+
+    Attributes:
+        result: what is known so far.
+        given: the image's tags, in class order; None where they are predicted.
+        untagged: where the tags should have come from, for an image that has none there.
+    """
+
+    result: Result
+    given: tuple[str, ...] | None = None
+    untagged: str = ""
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    decoded: DecodedImage | None = None
+    passes: list[localize.Pass] = field(default_factory=list)
+    outputs: list[EngineOutput] = field(default_factory=list)
+
+    def fail(self, error: ImageError) -> None:
+        """Keep why there will be no mask, and let go of everything large."""
+        self.result.error = Failure.of(error)
+        self.decoded, self.passes, self.outputs = None, [], []
+
+
+class ImageStages:
+    """The stages, bound to a model and its options.
+
+    Args:
+        engine: runs the model; :meth:`infer` is its only caller.
+        options: resolved against the card.
+        refiner: None leaves the scores as they are.
+    """
+
+    def __init__(self, engine: Engine, options: LabelOptions, refiner: Refiner | None) -> None:
+        self._engine, self._options, self._refiner = engine, options, refiner
+        card = engine.card
+        self._spec, self._names = card.input, card.classes
+        self._thresholds = card.recommended.tag_thresholds or (0.5,) * len(card.classes)
+
+    def admit_file(self, work: Work) -> Work:
+        """Read, decode and prepare the file ``work.result.path``; thread-safe."""
+        return self._guarded(work, self._admit_file)
+
+    def admit_pixels(self, work: Work, image: NDArray[np.uint8]) -> Work:
+        """Prepare (H, W, 3) uint8 RGB pixels, upright."""
+        size = (image.shape[1], image.shape[0])
+        work.decoded = DecodedImage(image, 1, size, "array", "RGB", 8, ())
+        return self._guarded(work, self._prepare)
+
+    def infer(self, batch: Sequence[Work]) -> None:
+        """Run the model on a batch; images whose inputs have the same shapes share a call."""
+        groups: dict[tuple[tuple[int, ...], ...], list[Work]] = {}
+        for work in batch:
+            if work.passes:
+                groups.setdefault(tuple(entry.images.shape for entry in work.passes), []).append(work)
+        for group in groups.values():
+            try:
+                self._infer_group(group)
+            except ImageError as error:
+                if len(group) == 1:
+                    group[0].fail(error)
+                    continue
+                # one of them is to blame, or the batch is too large: alone, each answers for itself
+                for work in group:
+                    self.infer([work])
+
+    def finish(self, work: Work) -> Result:
+        """Turn the model's outputs into the mask; thread-safe."""
+        if work.outputs:
+            self._guarded(work, self._localize)
+        work.result.timings = {name: round(value, 3) for name, value in work.clock.milliseconds.items()}
+        return work.result
+
+    def _guarded(self, work: Work, step: Callable[[Work], None]) -> Work:
+        try:
+            step(work)
+        except ImageError as error:
+            work.fail(error)
+        except MemoryError:
+            work.fail(ImageError(ImageErrorCode.OUT_OF_MEMORY, "there is not enough memory for this image"))
+        return work
+
+    def _admit_file(self, work: Work) -> None:
+        result = work.result
+        if work.given is not None:
+            # set before the image is read, so that the record of an unreadable image has them too
+            result.tags, result.tag_source = work.given, "given"
+        with work.clock.stage("read"):
+            data = read_bytes(result.path)
+            result.input_sha256 = hashlib.sha256(data).hexdigest()
+            result.input_bytes, result.input_mtime_ns = len(data), _mtime_ns(result.path)
+        if work.untagged:
+            raise ImageError(
+                ImageErrorCode.NO_TAGS,
+                f"{work.untagged} has no tags for this image",
+                fix="add the image there, or leave --tags out to predict the tags",
+            )
+        with work.clock.stage("decode"):
+            work.decoded = decode_image(data, max_pixels=self._options.max_pixels)
+        self._prepare(work)
+
+    def _prepare(self, work: Work) -> None:
+        assert work.decoded is not None
+        decoded, scales = work.decoded, self._options.scales or (1.0,)
+        height, width = decoded.upright.shape[:2]
+        with work.clock.stage("prepare"):
+            _, notes = localize.pass_sizes((width, height), self._spec, scales=scales)
+            work.passes = localize.prepare_passes(
+                decoded.upright, self._spec, scales=scales, flip=bool(self._options.flip)
+            )
+        work.result.size, work.result.orientation = decoded.stored_size, decoded.orientation
+        work.result.notes = (*decoded.notes, *notes)
+
+    def _infer_group(self, group: Sequence[Work]) -> None:
+        clock = Stopwatch()
+        with clock.stage("infer"):
+            outputs: list[list[EngineOutput]] = [[] for _ in group]
+            for parts in zip(*(work.passes for work in group), strict=True):
+                rows, images = len(parts[0].images), parts[0].images
+                if len(parts) > 1:
+                    images = np.concatenate([part.images for part in parts])
+                output = self._engine.infer(images)
+                for index, own in enumerate(outputs):
+                    cut = slice(index * rows, (index + 1) * rows)
+                    own.append(EngineOutput(output.scores[cut], output.maps[cut]))
+        for work, own in zip(group, outputs, strict=True):
+            work.outputs, work.passes = own, []
+            work.clock.add("infer", clock.milliseconds["infer"] / len(group))
+
+    def _localize(self, work: Work) -> None:
+        assert work.decoded is not None
+        result, decoded, options = work.result, work.decoded, self._options
+        localize.check_finite(work.outputs)
+        probabilities = localize.tag_probabilities([output.scores for output in work.outputs])
+        result.scores = {
+            name: round(float(value), 6) for name, value in zip(self._names, probabilities, strict=True)
+        }
+        present = self._present(work, probabilities)
+        height, width = decoded.upright.shape[:2]
+        with work.clock.stage("localize"):
+            token_maps = [output.maps for output in work.outputs]
+            maps = localize.merge_passes(token_maps, present, size=(height, width))
+        background: float | NDArray[np.float32] = float(options.background or 0.0)
+        if self._refiner is not None:
+            with work.clock.stage("refine"):
+                planes = np.concatenate([np.full((1, height, width), background, np.float32), maps])
+                refined = self._refiner(decoded.upright, planes)
+                background, maps = refined[0], refined[1:]
+        with work.clock.stage("decide"):
+            decision = localize.decide(
+                maps, present, background=background, ignore_band=options.ignore_band
+            )
+            mask = to_stored_raster(decision.mask, decoded.orientation)
+        with work.clock.stage("encode"):
+            result.png = encode_mask(mask)
+            result.mask_sha256 = hashlib.sha256(result.png).hexdigest()
+        result.mask = mask
+        result.confidence = round(decision.confidence, 6)
+        result.class_scores = {
+            self._names[index]: round(score, 6)
+            for index, score in zip(present, decision.class_scores, strict=True)
+        }
+        if present and not mask.any():
+            result.flags = (*result.flags, "all_background")
+        if options.keep_image:
+            result.image = decoded.upright
+        if options.keep_maps:
+            # the planes as trailing channels turn with the pixels
+            turned = to_stored_raster(np.moveaxis(maps, 0, 2), decoded.orientation)
+            result.maps = np.ascontiguousarray(np.moveaxis(turned, 2, 0))
+        work.decoded, work.outputs = None, []
+
+    def _present(self, work: Work, probabilities: NDArray[np.float32]) -> tuple[int, ...]:
+        """0-based indices of the classes to look for, ascending; sets the tags, their source and flags."""
+        result = work.result
+        if work.given is None:
+            present = localize.predict_tags(probabilities, self._thresholds)
+            result.tags = tuple(self._names[index] for index in present)
+            result.tag_source = "predicted"
+            result.flags = () if present else ("no_class_found",)
+            return present
+        present = tuple(self._names.index(tag) for tag in work.given)
+        result.tags, result.tag_source = work.given, "given"
+        if not present:
+            result.flags = ("no_tags_given",)
+        elif any(probabilities[index] < EVIDENCE * self._thresholds[index] for index in present):
+            result.flags = ("tag_without_evidence",)
+        return present
+
+
+def _mtime_ns(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        # gone since it was read: without a time, a later run reads it again
+        return None
