@@ -61,7 +61,11 @@ def test_json_mapping_and_list(tmp_path: Path) -> None:
     mapping = write(tmp_path / "a.json", json.dumps({"one.jpg": ["dog"], "two.jpg": "cat;dog"}))
     entries = [{"image": "one.jpg", "tags": ["dog"]}, {"image": "two.jpg", "tags": ["cat", "dog"]}]
     listed = write(tmp_path / "b.json", json.dumps(entries))
-    assert load_tags(mapping).entries == load_tags(listed).entries == {"one.jpg": ("dog",), "two.jpg": ("cat", "dog")}
+    assert (
+        load_tags(mapping).entries
+        == load_tags(listed).entries
+        == {"one.jpg": ("dog",), "two.jpg": ("cat", "dog")}
+    )
 
 
 def test_voc_xml_names_each_class_once(tmp_path: Path) -> None:
@@ -151,7 +155,10 @@ def test_broken_xml_and_entities_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a" / "x.xml", "<annotation><object>")
     with pytest.raises(WsssError, match=r"x\.xml.*not XML"):
         load_tags(tmp_path / "a")
-    write(tmp_path / "b" / "x.xml", '<!DOCTYPE a [<!ENTITY b "dog">]><annotation><object><name>&b;</name></object></annotation>')
+    write(
+        tmp_path / "b" / "x.xml",
+        '<!DOCTYPE a [<!ENTITY b "dog">]><annotation><object><name>&b;</name></object></annotation>',
+    )
     with pytest.raises(WsssError, match="DOCTYPE"):
         load_tags(tmp_path / "b")
     (tmp_path / "c").mkdir()

@@ -35,7 +35,7 @@ class RunConfig:
     Attributes:
         method: name as in ``create_model``.
         classes: names in output order, without background.
-        model: keyword arguments of ``create_model`` beside ``num_classes``: ``img_size``, ``backbone``, options.
+        model: keyword arguments of ``create_model`` beside ``num_classes``.
         input: how pixels become the input tensor at labelling time.
         training: data, seed, recipe, images seen, time, versions, machine; free-form, for the model card.
         quality: measured figures with the data that they were measured on.
@@ -123,7 +123,9 @@ def read_config(folder: Path) -> RunConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
         version = raw.pop("version")
         if version > RUN_VERSION:
-            raise WsssError(f"{path} was written by a newer wsss-rt", fix="upgrade wsss-rt", code="newer_schema")
+            raise WsssError(
+                f"{path} was written by a newer wsss-rt", fix="upgrade wsss-rt", code="newer_schema"
+            )
         raw["classes"] = tuple(raw["classes"])
         raw["input"] = InputSpec(**_tuples(raw["input"]))
         if (folder / RECOMMENDED).is_file():
@@ -155,7 +157,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         raise WsssError(
             f"refusing to unpickle {path}",
-            why=f"beside tensors it holds {_unsafe_content(path)}, and unpickling such a file can run any code",
+            why=f"beside tensors it holds {_unsafe_content(path)}; unpickling such a file can run any code",
             fix="where you trust it, save its state dict alone (or as safetensors) and give that file",
             code="unsafe_checkpoint",
         ) from error
@@ -165,11 +167,15 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise WsssError(f"{path} holds no state dict", why=f"it is a {type(content).__name__}", code="no_weights")
+        raise WsssError(
+            f"{path} holds no state dict", why=f"it is a {type(content).__name__}", code="no_weights"
+        )
     strangers = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if strangers:
         raise WsssError(
-            f"{path} holds no state dict", why=f"not tensors: {', '.join(map(str, strangers[:5]))}", code="no_weights"
+            f"{path} holds no state dict",
+            why=f"not tensors: {', '.join(map(str, strangers[:5]))}",
+            code="no_weights",
         )
     if all(name.startswith("module.") for name in content):
         return {name.removeprefix("module."): value for name, value in content.items()}

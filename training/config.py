@@ -121,7 +121,7 @@ class OptimSection:
         lr_update: see :class:`LrUpdate`.
         grad_clip: largest norm of the gradient; 0 leaves it alone.
         accumulate: batches per optimizer step.
-        ema: decay of an average of the weights, which is then what gets saved; 0 saves the weights themselves.
+        ema: decay of an average of the weights, which is then what gets saved; 0 saves the weights.
     """
 
     lr: float = 5e-4
@@ -198,8 +198,9 @@ class TrainConfig:
 SECTIONS = {"model": ModelSection, "data": DataSection, "optim": OptimSection, "run": RunSection}
 # these may change between a run and its continuation; what is trained on is compared by its fingerprint
 _FREE_KEYS = {
-    ("recipe",), ("data", "source"), ("data", "tags"), ("data", "classes"), ("data", "workers"), ("data", "check"),
-    ("run", "log_seconds"), ("run", "save_every"), ("run", "validate_every"), ("run", "devices"),
+    ("recipe",), ("data", "source"), ("data", "tags"), ("data", "classes"), ("data", "workers"),
+    ("data", "check"), ("run", "log_seconds"), ("run", "save_every"), ("run", "validate_every"),
+    ("run", "devices"),
 }  # fmt: skip
 
 
@@ -222,7 +223,9 @@ def build_config(
         config = replace(config, recipe=name)
         for section, values in raw.items():
             if not isinstance(values, Mapping):
-                raise UsageError(f"{name}: {section!r} stands outside a section", fix=nearest(section, SECTIONS))
+                raise UsageError(
+                    f"{name}: {section!r} stands outside a section", fix=nearest(section, SECTIONS)
+                )
             for key, value in values.items():
                 config = _with(config, f"{section}.{key}", value, where=name)
     for dotted, value in (flags or {}).items():
@@ -247,7 +250,9 @@ def read_recipe(recipe: str | Path) -> tuple[str, dict[str, Any]]:
         name = str(recipe)
         if name not in recipe_names():
             raise UsageError(f"no recipe named {name!r}", fix=nearest(name, recipe_names()))
-        text = resources.files("wsss_rt.training.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        text = (
+            resources.files("wsss_rt.training.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        )
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -313,7 +318,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _with(config: TrainConfig, dotted: str, value: Any, *, where: str) -> TrainConfig:
     section, _, key = dotted.partition(".")
     if section not in SECTIONS:
-        raise UsageError(f"{where}: unknown section {section!r} in {dotted!r}", fix=nearest(section, SECTIONS))
+        raise UsageError(
+            f"{where}: unknown section {section!r} in {dotted!r}", fix=nearest(section, SECTIONS)
+        )
     current = getattr(config, section)
     if section == "model" and key.startswith("options."):
         options = {**current.options, key.removeprefix("options."): value}
@@ -330,7 +337,9 @@ def _typed(value: Any, wanted: Any, dotted: str, where: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, StrEnum):
         choices = [item.value for item in origin]
         if str(value) not in choices:
-            raise UsageError(f"{where}: {dotted} = {value!r} is not a choice", fix=nearest(str(value), choices))
+            raise UsageError(
+                f"{where}: {dotted} = {value!r} is not a choice", fix=nearest(str(value), choices)
+            )
         return origin(str(value))
     if origin is str and isinstance(value, (Path, int)) and not isinstance(value, bool):
         return str(value)
@@ -358,8 +367,13 @@ def _checked(config: TrainConfig) -> TrainConfig:
             fix=nearest(config.data.size_policy, policies),
         )
     if not 0 <= config.optim.ema < 1:
-        raise UsageError(f"optim.ema = {config.optim.ema} must lie in 0..1", fix="0.999 is usual, 0 switches it off")
-    if len(config.data.crop_scale) != 2 or not 0 < config.data.crop_scale[0] <= config.data.crop_scale[1] <= 1:
+        raise UsageError(
+            f"optim.ema = {config.optim.ema} must lie in 0..1", fix="0.999 is usual, 0 switches it off"
+        )
+    if (
+        len(config.data.crop_scale) != 2
+        or not 0 < config.data.crop_scale[0] <= config.data.crop_scale[1] <= 1
+    ):
         raise UsageError(f"data.crop_scale = {config.data.crop_scale} must be [low, high] within 0..1")
     if any(len(size) != 2 or min(size) <= 0 for size in config.data.sizes):
         raise UsageError(f"data.sizes = {config.data.sizes} must be a list of [height, width]")

@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-
-from wsss_rt.errors import UsageError, WsssError
-from wsss_rt.model_card import Recommended
 from wsss_rt.training import resume as resumption
 from wsss_rt.training.checkpoints import save_run
 from wsss_rt.training.config import TrainConfig
@@ -31,6 +28,9 @@ from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
 from wsss_rt.training.plot import plot_run
 from wsss_rt.training.setup import model_arguments, open_fabric, planned_images, resolve_precision
 from wsss_rt.training.validation import MapKind, current_kinds, evaluate_localization, map_kinds, recommend
+
+from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.model_card import Recommended
 
 _STEP_SEED = 14
 
@@ -53,12 +53,17 @@ class FitResult:
 
 
 def fit(
-    config: TrainConfig, data: TrainingData, out: Path, *, resume: bool = True, say: Callable[[str], None] | None = None
+    config: TrainConfig,
+    data: TrainingData,
+    out: Path,
+    *,
+    resume: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> FitResult:
     """Train, and write the run folder.
 
-    The run is a function of config, data and seed: batches, augmentation and stochastic depth are drawn from the
-    number of the step, so that a resumed run continues exactly where the saved state stood.
+    The run is a function of config, data and seed: batches, augmentation and stochastic depth are drawn from
+    the number of the step, so that a resumed run continues exactly where the saved state stood.
 
     Args:
         config: the run.
@@ -92,7 +97,14 @@ class _Loop:
         fabric: Fabric,
         say: Callable[[str], None],
     ) -> None:
-        self.config, self.data, self.out, self.total, self.fabric, self.say = config, data, out, total, fabric, say
+        self.config, self.data, self.out, self.total, self.fabric, self.say = (
+            config,
+            data,
+            out,
+            total,
+            fabric,
+            say,
+        )
         self.per_step = config.run.batch * config.optim.accumulate
         if config.run.batch % fabric.world_size:
             raise UsageError(f"a batch of {config.run.batch} cannot be shared by {fabric.world_size} devices")
@@ -174,8 +186,8 @@ class _Loop:
             batch = next(batches)
             if isinstance(batch, WsssError):
                 raise batch
-            # stochastic depth draws from the global generator: make it a function of the step. Not any earlier: the
-            # loader draws from it too, when its first batch is asked for
+            # stochastic depth draws from the global generator: make it a function of the step. Not any
+            # earlier: the loader draws from it too, when its first batch is asked for
             numbers = (_STEP_SEED, config.run.seed, self.step, part, self.fabric.global_rank)
             torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) % 2**63)
             images, targets = normalise(batch[0]), batch[1]
@@ -239,7 +251,13 @@ class _Loop:
         speed = self.progress.report(self.seen, losses, lr=rate)
         rounded = {name: round(value, 6) for name, value in losses.items()}
         self.journal.write(
-            {"kind": "train", "images": self.seen, "losses": rounded, "lr": rate, "images_per_second": round(speed, 2)}
+            {
+                "kind": "train",
+                "images": self.seen,
+                "losses": rounded,
+                "lr": rate,
+                "images_per_second": round(speed, 2),
+            }
         )
 
     def _validate(self, *, final: bool) -> None:
@@ -266,11 +284,15 @@ class _Loop:
         named = ("map", "tag_f1", "miou", "background", "miou_predicted")
         entry |= {name: measured[name] for name in named if name in measured}
         self.journal.write(entry)
-        self.progress.say(f"validation after {self.seen} images: mAP {measured['map']:.3f}  ({duration(seconds)})")
+        self.progress.say(
+            f"validation after {self.seen} images: mAP {measured['map']:.3f}  ({duration(seconds)})"
+        )
         for kind, value in measured.get("miou", {}).items():
             predicted = measured["miou_predicted"][kind]
             at = measured["background"][kind]
-            self.progress.say(f"  {kind}: mIoU {value:.3f} given tags, {predicted:.3f} predicted, background {at:.2f}")
+            self.progress.say(
+                f"  {kind}: mIoU {value:.3f} given tags, {predicted:.3f} predicted, background {at:.2f}"
+            )
         plot_run(self.out)
 
     def _finish(self) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-
 from wsss_rt.training.config import LrUpdate, OptimSection, Schedule
 
 
 def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> torch.optim.AdamW:
     """AdamW over the parameters that want a gradient.
 
-    Biases, 1-D parameters and what ``model.no_weight_decay()`` names (tokens and position embeddings) do not decay.
+    Biases, 1-D parameters and what ``model.no_weight_decay()`` names (tokens, position embeddings) do not
+    decay.
 
     Args:
         model: the model.
@@ -82,7 +82,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._live = {name: value for name, value in model.state_dict(keep_vars=True).items()}
+        self._live: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
         self.average = {name: value.detach().clone() for name, value in self._live.items()}
 
     @torch.no_grad()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from wsss_rt.io.atomic import write_atomic
 from wsss_rt.training.journal import LOG, read_log
+
+from wsss_rt.io.atomic import write_atomic
 
 
 def plot_run(folder: Path) -> Path | None:
@@ -29,13 +30,18 @@ def plot_run(folder: Path) -> Path | None:
     left, right = figure.subplots(1, 2)
     for name in dict.fromkeys(name for entry in training for name in entry["losses"]):
         points = [(e["images"], e["losses"][name]) for e in training if name in e["losses"]]
-        left.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker="." if len(points) < 30 else None)
+        left.plot(
+            *zip(*points, strict=True), label=name, linewidth=1.2, marker="." if len(points) < 30 else None
+        )
     left.set(xlabel="training images", ylabel="loss", title="training losses")
     measured = {
         f"mIoU {name}": [(e["images"], e["miou"][name]) for e in checks if name in e.get("miou", {})]
         for name in dict.fromkeys(name for entry in checks for name in entry.get("miou", {}))
     }
-    curves = {"mAP of tags": [(e["images"], e["map"]) for e in checks if e.get("map") is not None], **measured}
+    curves = {
+        "mAP of tags": [(e["images"], e["map"]) for e in checks if e.get("map") is not None],
+        **measured,
+    }
     for name, points in curves.items():
         if points:
             right.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=".")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from wsss_rt.training.checkpoints import CONFIG, STATE, WEIGHTS, read_config
+from wsss_rt.training.config import TrainConfig, differences
 
 from wsss_rt.errors import WsssError
 from wsss_rt.io.atomic import write_atomic
-from wsss_rt.training.checkpoints import CONFIG, STATE, WEIGHTS, read_config
-from wsss_rt.training.config import TrainConfig, differences
 
 _VERSION = 1
 
@@ -64,7 +64,10 @@ def read_state(folder: Path, config: TrainConfig, fingerprint: str) -> State | N
         state = State(**{**raw, "config": json.loads(raw["config"])})
     except Exception as error:  # torch.load has no family of errors: zip, pickle and key errors all occur
         raise WsssError(
-            f"cannot resume from {path}", why=str(error)[:200], fix="start over with --no-resume", code="bad_state"
+            f"cannot resume from {path}",
+            why=str(error)[:200],
+            fix="start over with --no-resume",
+            code="bad_state",
         ) from error
     _refuse_other(folder, differences(state.config, config.to_dict()), state.fingerprint != fingerprint)
     return state

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-
-from wsss_rt.errors import UsageError, nearest
 from wsss_rt.training.config import Precision, TrainConfig
 from wsss_rt.training.data.build import TrainingData
+
+from wsss_rt.errors import UsageError, nearest
 
 _PRECISIONS = {Precision.FLOAT32: "32-true", Precision.BF16: "bf16-mixed", Precision.FP16: "16-mixed"}
 
@@ -23,7 +23,6 @@ def check_model(config: TrainConfig) -> None:
         UsageError: unknown method, method option or backbone; the nearest name is given.
     """
     import timm
-
     from wsss_rt.training.models import METHODS, method_options
 
     if config.method not in METHODS:
@@ -34,7 +33,9 @@ def check_model(config: TrainConfig) -> None:
             raise UsageError(f"{config.method} has no option {name!r}", fix=nearest(name, known))
     if not timm.is_model(config.model.backbone):
         choices = [*timm.list_models("*vit*"), *timm.list_models("deit*")]
-        raise UsageError(f"unknown backbone {config.model.backbone!r}", fix=nearest(config.model.backbone, choices))
+        raise UsageError(
+            f"unknown backbone {config.model.backbone!r}", fix=nearest(config.model.backbone, choices)
+        )
     if config.model.pretrained and config.model.pretrained_file:
         raise UsageError("model.pretrained and model.pretrained_file exclude each other")
 
@@ -69,7 +70,7 @@ def planned_images(config: TrainConfig, data: TrainingData) -> int:
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """What ``auto`` means here: bf16 where the hardware multiplies it, float16 on older GPUs, else float32."""
+    """What ``auto`` means here: bf16 where the hardware has it, float16 on older GPUs, else float32."""
     if precision is not Precision.AUTO:
         return precision
     if torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """How good tags and maps are on images that training never saw, and which settings that recommends.
 
-Images take the very path of labelling: the card's input policy, mirrored passes, the sum over passes, min-max per
-class. So a threshold that is chosen here means the same there.
+Images take the very path of labelling: the card's input policy, mirrored passes, the sum over passes, min-max
+per class. So a threshold that is chosen here means the same there.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from wsss_rt.training.data.sources import Source
 
 from wsss_rt.localize import merge_passes, predict_tags, prepare_passes, tag_probabilities
 from wsss_rt.metrics import ThresholdSweep, average_precision, nanmean
 from wsss_rt.model_card import InputSpec, Recommended
-from wsss_rt.training.data.sources import Source
 
 # background thresholds 0, 0.02 .. 0.9
 THRESHOLDS = np.arange(46) * 0.02
@@ -83,11 +83,11 @@ def evaluate_localization(
         tick: called before each image; may raise to stop.
 
     Returns:
-        ``images``; ``map`` (macro mean over classes of the tags' average precision, 0..1), ``average_precision``
-        per class (None where no image shows it), ``tag_thresholds`` per class (highest F1), ``tag_f1`` (macro);
-        and with masks, by kind: ``miou`` at the best background threshold given the tags, ``background`` that
-        threshold, ``iou`` per class with background first, ``curve`` mIoU per threshold, ``miou_predicted`` with
-        predicted tags at the same threshold; ``thresholds``.
+        ``images``; ``map`` (macro mean over classes of the tags' average precision, 0..1),
+        ``average_precision`` per class (None where no image shows it), ``tag_thresholds`` per class (highest
+        F1), ``tag_f1`` (macro); and with masks, by kind: ``miou`` at the best background threshold given the
+        tags, ``background`` that threshold, ``iou`` per class with background first, ``curve`` mIoU per
+        threshold, ``miou_predicted`` with predicted tags at the same threshold; ``thresholds``.
     """
     chosen = list(kinds) if kinds is not None else map_kinds(model)
     device = next(model.parameters()).device
@@ -137,7 +137,8 @@ def recommend(
     """
     thresholds = tuple(round(float(value), 4) for value in measured["tag_thresholds"])
     if not measured.get("miou"):
-        text = f"tag thresholds: highest F1 per class on {measured['images']} images of {data}; background not tuned"
+        where = f"{measured['images']} images of {data}"
+        text = f"tag thresholds: highest F1 per class on {where}; background not tuned"
         return Recommended(tag_thresholds=thresholds, flip=flip, provenance=text), {}
     best = max(measured["miou"], key=lambda name: measured["miou"][name])
     background = measured["background"][best]

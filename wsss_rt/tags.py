@@ -114,7 +114,7 @@ def load_tags(source: str | Path, *, classes: Sequence[str] | None = None) -> Ta
         classes: the only names allowed. None takes the names that occur.
 
     Raises:
-        UsageError: no such source, or a tag that is not among ``classes`` (all of them are counted and named).
+        UsageError: no such source, or tags that are not among ``classes``; they are counted and named.
         WsssError: the source cannot be read, or its content is not in one of these formats.
     """
     allowed = None if classes is None else tuple(classes)
@@ -232,7 +232,11 @@ def _read_json(text: str, path: Path) -> tuple[tuple[str, ...], dict[str, tuple[
             image, tags = value["image"], value["tags"]
         if isinstance(tags, str):
             tags = tags.split(";")
-        if not isinstance(image, str) or not isinstance(tags, list) or any(not isinstance(t, str) for t in tags):
+        if (
+            not isinstance(image, str)
+            or not isinstance(tags, list)
+            or any(not isinstance(t, str) for t in tags)
+        ):
             raise _bad(path, f"the tags of {image!r} are not a list of names")
         pairs.append((image, tags))
     return _from_pairs(pairs)
@@ -271,9 +275,11 @@ def _normal_key(path: str) -> str:
 
 
 def _stem(key: str) -> str:
-    """File name without ending; a name such as ``2007_000.5`` has an ending only if it looks like an image's."""
+    """File name without ending, where it has one: ``2007_000.5`` ends in a number, not in an ending."""
     name = PurePosixPath(key)
-    looks_like_ending = 2 <= len(name.suffix) <= 5 and name.suffix[1:].isalnum() and not name.suffix[1:].isdigit()
+    looks_like_ending = (
+        2 <= len(name.suffix) <= 5 and name.suffix[1:].isalnum() and not name.suffix[1:].isdigit()
+    )
     return name.stem if looks_like_ending else name.name
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("onnx")
 
 # each kill costs the start of a process; the full number is for a nightly run
 KILLS = int(os.environ.get("WSSS_RT_KILLS", "3"))
-IMAGES = 40
+IMAGES = 24
 WORDS = ("label", "../images", "--out", "out", "--backend", "onnxruntime", "--format", "png,coco,report")
 
 

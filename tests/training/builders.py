@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from wsss_rt.training.config import TrainConfig, build_config
 
 from wsss_rt.classes import SCENE_CLASSES, voc_palette
 from wsss_rt.scenes import Scene, render_scene
-from wsss_rt.training.config import TrainConfig, build_config
 
 SIDE = 64
 
@@ -53,11 +53,11 @@ def make_voc_tree(root: Path, count: int, *, held_out: int) -> Path:
 
 
 def tiny_config(source: Path | str, **flags: Any) -> TrainConfig:
-    """A run of seconds: the tiny backbone, float32, no loader processes; ``__`` in a flag stands for the dot."""
+    """A run of seconds: tiny backbone, float32, no loader processes; ``__`` in a flag stands for the dot."""
     settings: dict[str, Any] = {
-        "model.backbone": "vit_test_tiny", "model.img_size": SIDE, "data.source": str(source), "data.workers": 0,
-        "data.augment": "color", "data.val_images": 4, "run.batch": 4, "run.images": 16, "run.precision": "float32",
-        "run.accelerator": "cpu", "run.log_seconds": 0.0,
+        "model.backbone": "vit_test_tiny", "model.img_size": SIDE, "data.source": str(source),
+        "data.workers": 0, "data.augment": "color", "data.val_images": 4, "run.batch": 4, "run.images": 16,
+        "run.precision": "float32", "run.accelerator": "cpu", "run.log_seconds": 0.0,
     }  # fmt: skip
     settings.update({key.replace("__", "."): value for key, value in flags.items()})
     return build_config("mctformer-v2", flags=settings)

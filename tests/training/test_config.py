@@ -8,8 +8,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
-from wsss_rt.errors import UsageError
 from wsss_rt.training.config import (
     Augment,
     build_config,
@@ -18,6 +16,8 @@ from wsss_rt.training.config import (
     recipe_names,
     to_toml,
 )
+
+from wsss_rt.errors import UsageError
 
 
 def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,9 @@ def test_wrong_recipes_say_where(tmp_path: Path, text: str, message: str) -> Non
         build_config("mctformer-v2", recipe=recipe)
     assert message in str(caught.value)
     # values that are wrong only together are found once everything is read, and then name the key alone
-    assert any(place in str(caught.value) for place in ("r.toml", "optim.ema", "data.crop_scale", "data.sizes"))
+    assert any(
+        place in str(caught.value) for place in ("r.toml", "optim.ema", "data.crop_scale", "data.sizes")
+    )
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
@@ -98,7 +100,9 @@ def test_what_may_change_between_a_run_and_its_continuation() -> None:
 
 
 def test_print_config_is_a_recipe() -> None:
-    done = run_train("mctformer-v2", "--data", "scenes", "--recipe", "scenes-small", "--lr", "0.5", "--print-config")
+    done = run_train(
+        "mctformer-v2", "--data", "scenes", "--recipe", "scenes-small", "--lr", "0.5", "--print-config"
+    )
     assert done.returncode == 0, done.stderr
     raw = tomllib.loads(done.stdout)
     assert raw["optim"]["lr"] == 0.5 and raw["data"]["source"] == "scenes"
@@ -125,7 +129,9 @@ def test_without_torch_it_says_what_to_install(tmp_path: Path) -> None:
     # a finder that hides torch stands for a machine that never had it
     hide = "import sys\nclass F:\n    def find_spec(self, n, *a):\n        if n.split('.')[0] == 'torch':\n"
     hide += "            raise ModuleNotFoundError(n, name=n)\nsys.meta_path.insert(0, F())\n"
-    code = f"{hide}sys.argv = ['wsss-rt', 'train', 'mctformer-v2']\nfrom wsss_rt.cli.app import main\nmain()\n"
+    code = (
+        f"{hide}sys.argv = ['wsss-rt', 'train', 'mctformer-v2']\nfrom wsss_rt.cli.app import main\nmain()\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "wsss-rt train needs torch" in done.stderr and "pip install 'wsss-rt[train]'" in done.stderr

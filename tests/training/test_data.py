@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from tests.training.builders import SIDE, make_folder, make_voc_tree, scenes, tag_names
-from wsss_rt.classes import SCENE_CLASSES
-from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.training.config import Augment, DataSection
 from wsss_rt.training.data.build import TrainingData, build_data
 from wsss_rt.training.data.loader import BatchOrder, TrainingImages, build_loader
 from wsss_rt.training.data.sources import FileSource, SceneSource
 from wsss_rt.training.data.transforms import MEAN, STD, build_transform, local_seed, normalise
+
+from tests.training.builders import SIDE, make_folder, make_voc_tree, scenes, tag_names
+from wsss_rt.classes import SCENE_CLASSES
+from wsss_rt.errors import UsageError, WsssError
 
 
 def open_data(source: Path | str, **settings: object) -> TrainingData:
@@ -78,7 +78,9 @@ def test_the_wrong_folder_is_fatal(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "d", 4)
     for name in ("00", "01", "02"):
         (root / f"{name}.jpg").unlink()
-    with pytest.raises(WsssError, match=r"3 of 4 images that .* lists are missing\. 00\.jpg, 01\.jpg, 02\.jpg"):
+    with pytest.raises(
+        WsssError, match=r"3 of 4 images that .* lists are missing\. 00\.jpg, 01\.jpg, 02\.jpg"
+    ):
         open_data(root)
 
 
@@ -247,7 +249,9 @@ def test_a_later_start_continues_the_same_order() -> None:
 
 def test_devices_share_each_batch() -> None:
     whole = list(BatchOrder(None, batch=6, batches=3, seed=0, sizes=[(8, 8)]))
-    parts = [list(BatchOrder(None, batch=6, batches=3, seed=0, sizes=[(8, 8)], rank=r, world=2)) for r in (0, 1)]
+    parts = [
+        list(BatchOrder(None, batch=6, batches=3, seed=0, sizes=[(8, 8)], rank=r, world=2)) for r in (0, 1)
+    ]
     for number, batch in enumerate(whole):
         assert sorted(parts[0][number] + parts[1][number]) == sorted(batch)
 
@@ -259,7 +263,9 @@ def test_augmentation_depends_on_the_sample_alone(augment: Augment) -> None:
         images = TrainingImages(
             SceneSource(9), num_classes=10, augment=augment, crop_scale=[0.5, 1.0], seed=5
         )
-        return torch.stack([normalise(batch[0]) for batch in build_loader(images, order, workers=workers, pin=False)])
+        return torch.stack(
+            [normalise(batch[0]) for batch in build_loader(images, order, workers=workers, pin=False)]
+        )
 
     torch.manual_seed(1)
     whole = load(0, 0)
@@ -282,14 +288,18 @@ def test_no_augmentation_is_the_image_normalised() -> None:
     scene = scenes(1)[0]
     tensor = build_transform(Augment.NONE, (SIDE, SIDE), crop_scale=[1, 1])(scene.image)
     expected = (scene.image / 255.0 - np.array(MEAN)) / np.array(STD)
-    assert torch.allclose(normalise(tensor[None])[0], torch.tensor(expected.transpose(2, 0, 1)).float(), atol=1e-5)
+    assert torch.allclose(
+        normalise(tensor[None])[0], torch.tensor(expected.transpose(2, 0, 1)).float(), atol=1e-5
+    )
 
 
 def test_crops_keep_the_share_that_was_asked_for() -> None:
     # a horizontal ramp: the range of values in a crop shows the width that it covers
     ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 100, 0).repeat(3, 2)
     image = np.ascontiguousarray(ramp)
-    wide, narrow = (build_transform(Augment.LIGHT, (32, 32), crop_scale=scale) for scale in ([1.0, 1.0], [0.05, 0.1]))
+    wide, narrow = (
+        build_transform(Augment.LIGHT, (32, 32), crop_scale=scale) for scale in ([1.0, 1.0], [0.05, 0.1])
+    )
     spans = []
     for transform in (wide, narrow):
         with local_seed(1):

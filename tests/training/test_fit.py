@@ -13,10 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from tests.training.builders import SIDE, make_folder, make_voc_tree, tiny_config
-from wsss_rt.classes import SCENE_CLASSES
-from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.training.checkpoints import load_run
 from wsss_rt.training.config import TrainConfig
 from wsss_rt.training.data.build import TrainingData, build_data
@@ -26,6 +22,10 @@ from wsss_rt.training.interrupt import Interrupted
 from wsss_rt.training.journal import read_log
 from wsss_rt.training.resume import is_finished
 from wsss_rt.training.setup import check_model, planned_images
+
+from tests.training.builders import SIDE, make_folder, make_voc_tree, tiny_config
+from wsss_rt.classes import SCENE_CLASSES
+from wsss_rt.errors import UsageError, WsssError
 
 
 def open_data(config: TrainConfig) -> TrainingData:
@@ -50,7 +50,9 @@ class Interrupting:
         return self._source.load(index, size=size, mask=mask)
 
 
-def train_interrupted(config: TrainConfig, out: Path, *, after: int, number: int = signal.SIGTERM) -> Interrupted:
+def train_interrupted(
+    config: TrainConfig, out: Path, *, after: int, number: int = signal.SIGTERM
+) -> Interrupted:
     data = open_data(config)
     data = replace(data, train=Interrupting(data.train, after=after, number=number))
     with pytest.raises(Interrupted) as caught:
@@ -71,7 +73,10 @@ def test_scenes_train_to_a_complete_run_folder(tmp_path: Path) -> None:
     assert run.training["images_seen"] == 16 and run.training["config"]["run"]["seed"] == 0
     assert {"torch", "timm", "wsss-rt"} <= run.training["versions"].keys()
     assert 0 <= run.quality["validation"]["map"] <= 1
-    assert len(run.recommended.tag_thresholds) == 10 and "4 images of validation scenes" in run.recommended.provenance
+    assert (
+        len(run.recommended.tag_thresholds) == 10
+        and "4 images of validation scenes" in run.recommended.provenance
+    )
     assert all(getattr(model, key) == value for key, value in run.recommended_options.items())
     with Image.open(tmp_path / "run" / "curve.png") as picture:
         assert picture.width > 400
@@ -90,7 +95,10 @@ def test_own_folder_and_voc_tree_train_too(tmp_path: Path) -> None:
     assert "background not tuned" in run.recommended.provenance
 
     tree = make_voc_tree(tmp_path / "voc", 8, held_out=3)
-    train(tiny_config(tree, run__images=8, data__augment="official", data__crop_scale=[0.3, 1.0]), tmp_path / "b")
+    train(
+        tiny_config(tree, run__images=8, data__augment="official", data__crop_scale=[0.3, 1.0]),
+        tmp_path / "b",
+    )
     _, run = load_run(tmp_path / "b")
     assert run.training["validation_split"] == "val"
     assert set(run.quality["validation"]["miou"]) == {
@@ -128,7 +136,9 @@ def test_a_stopped_run_resumes_to_the_very_same_weights(tmp_path: Path) -> None:
     _, one = load_run(tmp_path / "whole")
     _, two = load_run(tmp_path / "parts")
     assert one.recommended == two.recommended and one.quality == two.quality
-    seen = [entry["images"] for entry in read_log(tmp_path / "parts" / "log.jsonl") if entry["kind"] == "train"]
+    seen = [
+        entry["images"] for entry in read_log(tmp_path / "parts" / "log.jsonl") if entry["kind"] == "train"
+    ]
     assert seen == [8, 16, 24, 32, 40, 48]
 
 
@@ -139,7 +149,9 @@ def test_resuming_refuses_other_settings_and_other_data(tmp_path: Path) -> None:
     state = (tmp_path / "run" / "state.pt").read_bytes()
     with pytest.raises(WsssError, match=r"optim\.lr: 0\.0005 -> 0\.25.*--no-resume"):
         train(replace(config, optim=replace(config.optim, lr=0.25)), tmp_path / "run")
-    (folder / "labels.csv").write_text((folder / "labels.csv").read_text() + "00.jpg,waves;stars;rings;dots\n")
+    (folder / "labels.csv").write_text(
+        (folder / "labels.csv").read_text() + "00.jpg,waves;stars;rings;dots\n"
+    )
     with pytest.raises(WsssError, match="the images or their tags changed"):
         train(config, tmp_path / "run")
     assert (tmp_path / "run" / "state.pt").read_bytes() == state
@@ -196,7 +208,9 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_mixed_precision_and_loader_processes_run(tmp_path: Path) -> None:
-    config = tiny_config("scenes", run__precision="bf16-mixed", data__workers=2, data__val_images=1, run__images=8)
+    config = tiny_config(
+        "scenes", run__precision="bf16-mixed", data__workers=2, data__val_images=1, run__images=8
+    )
     assert train(config, tmp_path / "run").images == 8
     _, run = load_run(tmp_path / "run")
     assert run.training["precision"] == "bf16-mixed"

@@ -10,13 +10,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from wsss_rt.training.config import DataSection
+from wsss_rt.training.data.sources import FileSource, Item, SceneSource, Source, read_mask
+from wsss_rt.training.data.validate import (
+    DataReport,
+    check_masks,
+    drop_broken,
+    finish,
+    match_tags,
+    refuse_unknown,
+)
 
 from wsss_rt.classes import BACKGROUND, IGNORE, VOC_CLASSES, ClassSet, load_classes
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.tags import FOLDERS, TagTable, load_tags
-from wsss_rt.training.config import DataSection
-from wsss_rt.training.data.sources import FileSource, Item, SceneSource, Source, read_mask
-from wsss_rt.training.data.validate import DataReport, check_masks, drop_broken, finish, match_tags, refuse_unknown
 
 SCENES = "scenes"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -85,7 +92,9 @@ def _scenes(section: DataSection, seed: int) -> TrainingData:
 def _folder(root: Path, section: DataSection, progress: Callable[[str], None] | None) -> TrainingData:
     files = _image_files(root)
     if not files:
-        raise UsageError(f"no image below {root}", fix=f"endings looked for: {' '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UsageError(
+            f"no image below {root}", fix=f"endings looked for: {' '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     source = section.tags or _default_tags(root)
     table = load_tags(source)
     if table.from_folders:
@@ -159,7 +168,12 @@ def _file_data(
     digest = hashlib.sha256("\n".join(classes.names).encode())
     for item in train:
         digest.update(f"{item.name}\0{item.tags}\n".encode(errors="surrogateescape"))
-    facts = {**facts, "images": report.counts(), "images_per_class": report.per_class, "validation": len(validation)}
+    facts = {
+        **facts,
+        "images": report.counts(),
+        "images_per_class": report.per_class,
+        "validation": len(validation),
+    }
     messages = [*report.lines(), *problems, f"validation on {len(validation)} images"]
     source = FileSource(validation) if validation else None
     return TrainingData(classes, FileSource(train), source, facts, digest.hexdigest(), messages)
@@ -223,7 +237,8 @@ def _read_split(root: Path, split: str) -> list[str]:
     if path is None:
         choices = sorted({file.stem for file in (root / "ImageSets").glob("*/*.txt")})
         raise UsageError(
-            f"no split {split!r} in {root}", fix=nearest(split, choices) if choices else "ImageSets holds no list"
+            f"no split {split!r} in {root}",
+            fix=nearest(split, choices) if choices else "ImageSets holds no list",
         )
     names = []
     for line in path.read_text(encoding="utf-8").split("\n"):

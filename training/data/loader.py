@@ -1,4 +1,4 @@
-"""Batches whose content depends on the seed and their number alone, however often training was interrupted."""
+"""Batches whose content depends on the seed and their number alone, however often training stopped."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
-
-from wsss_rt.errors import WsssError
 from wsss_rt.training.config import Augment
 from wsss_rt.training.data.sources import Source
 from wsss_rt.training.data.transforms import Transform, build_transform, local_seed
+
+from wsss_rt.errors import WsssError
 
 # (number of the sample in the whole run, index in the source, height, width)
 Key = tuple[int, int, int, int]
@@ -23,8 +23,8 @@ _ORDER, _SIZE, _AUGMENT = 11, 12, 13
 class BatchOrder:
     """Which images make up which batch.
 
-    A finite source is shuffled anew in every epoch, and epochs follow each other without a short batch between.
-    An endless source is taken in order: its images are independent draws already.
+    A finite source is shuffled anew in every epoch, and epochs follow each other without a short batch
+    between. An endless source is taken in order: its images are independent draws already.
 
     Args:
         count: images in the source, None for endless.

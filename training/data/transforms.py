@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-
 from wsss_rt.training.config import Augment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,7 +22,8 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
 
     Args:
         augment: which one. ``light``: random resized crop, flip, colour; ``color``: flip and colour;
-            ``official``: timm's random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1, random erasing 0.25.
+            ``official``: timm's random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1, random erasing
+            0.25.
         size: height and width of the result.
         crop_scale: share of the area that a crop keeps.
 
@@ -53,7 +53,9 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     if images.dtype != torch.uint8:
         return images
     scale = torch.tensor([1 / (255 * s) for s in STD], device=images.device).view(1, 3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=images.device).view(1, 3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=images.device).view(
+        1, 3, 1, 1
+    )
     return torch.addcmul(shift, images.float(), scale)
 
 
@@ -61,8 +63,8 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 def local_seed(*numbers: int) -> Iterator[None]:
     """Seed Python's, numpy's and torch's generators from ``numbers``, and restore them afterwards.
 
-    Augmentation libraries draw from the global generators; this makes what they draw a function of the sample's
-    number, so that a resumed run sees the very images that an uninterrupted one sees.
+    Augmentation libraries draw from the global generators; this makes what they draw a function of the
+    sample's number, so that a resumed run sees the very images that an uninterrupted one sees.
     """
     kept = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
@@ -124,7 +126,9 @@ def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     if image.shape[:2] == tuple(size):
         return image
     shrinks = image.shape[0] > size[0]
-    result = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    result = cv2.resize(
+        image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    )
     return np.asarray(result, np.uint8)
 
 

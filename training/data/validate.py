@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wsss_rt.training.data.sources import FileSource, Item, read_rgb
+
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.tags import TagTable
-from wsss_rt.training.data.sources import FileSource, Item, read_rgb
 
 _SHOWN = 5
 
@@ -113,7 +114,7 @@ def match_tags(
     if unknown:
         refuse_unknown(unknown, classes, table.source)
     if only is None and not table.from_folders:
-        report.missing.extend(key for key in table.keys() if key not in owners)
+        report.missing.extend(key for key in table.entries if key not in owners)
     report.listed = len(wanted) if only is not None or table.from_folders else len(table)
     if required and (len(report.missing) > report.listed // 2 or not items):
         _refuse(report, table.source)
@@ -136,7 +137,11 @@ def refuse_unknown(unknown: Mapping[str, int], classes: Sequence[str], source: s
 
 
 def drop_broken(
-    items: Sequence[Item], report: DataReport, *, threads: int = 2, progress: Callable[[str], None] | None = None
+    items: Sequence[Item],
+    report: DataReport,
+    *,
+    threads: int = 2,
+    progress: Callable[[str], None] | None = None,
 ) -> list[Item]:
     """Decode every image once, and keep those that decode; the others go into the report with their reason.
 
@@ -196,5 +201,9 @@ def _refuse(report: DataReport, source: str) -> None:
             fix="give the folder that holds them as --data; names are matched by path, file name or stem",
             code="missing_images",
         )
-    why = f"no image in {source} has a tag" if report.empty else f"{source} lists none of: {some(report.untagged)}"
+    why = (
+        f"no image in {source} has a tag"
+        if report.empty
+        else f"{source} lists none of: {some(report.untagged)}"
+    )
     raise WsssError("there is no image with tags to train on", why=why, code="no_images")

@@ -87,6 +87,6 @@ def method_options(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cls in reversed(METHODS[name].__mro__):
         if "__init__" in vars(cls) and issubclass(cls, Localizer):
-            parameters = inspect.signature(cls.__init__).parameters
+            parameters = inspect.signature(vars(cls)["__init__"]).parameters
             found |= {key: value.default for key, value in parameters.items() if key not in _BUILT_IN}
     return found

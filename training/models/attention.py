@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from wsss_rt.training.models.fusion import AttentionSums
 
-# training on the CPU: up to about this many tokens, forming the attention matrix took half the time of the fused
-# kernel, whose backward pass recomputes it
+# training on the CPU: up to about this many tokens, forming the attention matrix took half the time of the
+# fused kernel, whose backward pass recomputes it
 _EXPLICIT_TOKENS = 1024
 
 Observer = Callable[[int, Tensor, Tensor], None]

@@ -36,8 +36,8 @@ class ResidualConv(nn.Module):
 class HalvingConv(nn.Conv2d):
     """3x3 convolution of stride 2 that rounds an odd size down, padded at the top and the left only.
 
-    Even sizes never reach the other padding, so for them this is the usual ``padding=1``. Cutting the image to a
-    multiple instead would tie an exported graph to such sizes.
+    Even sizes never reach the other padding, so for them it is the usual ``padding=1``. Cutting the image to
+    a multiple instead would tie an exported graph to such sizes.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -50,8 +50,8 @@ class HalvingConv(nn.Conv2d):
 class ConvStem(nn.Sequential):
     """Overlapping 3x3 convolutions in place of a patch projection; total stride 2 ** len(widths).
 
-    Takes (B, 3, H, W), gives (B, D, H // stride, W // stride): like a patch projection, it rounds down. GroupNorm
-    instead of BatchNorm: an image's features must not depend on its batch.
+    Takes (B, 3, H, W), gives (B, D, H // stride, W // stride): like a patch projection, it rounds down.
+    GroupNorm instead of BatchNorm: an image's features must not depend on its batch.
 
     Args:
         embed_dim: D.

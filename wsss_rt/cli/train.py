@@ -24,7 +24,7 @@ def train(
     tags: Annotated[
         str | None,
         typer.Option(
-            help="CSV, JSON, folder of VOC XML; 'folders' (the parent folder's name), 'voc' or 'masks' for a VOC tree.",
+            help="CSV, JSON, folder of VOC XML; 'folders' (parent's name); 'voc' or 'masks' (VOC tree).",
             show_default="labels.csv in the folder",
         ),
     ] = None,
@@ -32,9 +32,12 @@ def train(
         str | None,
         typer.Option(help="'voc', 'scenes' or a file of names.", show_default="the names in the tags"),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="List of a VOC tree to train on.", show_default="train_aug")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="List of a VOC tree to train on.", show_default="train_aug")
+    ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Name of a recipe, or a TOML file; flags win over it.", show_default=False)
+        str | None,
+        typer.Option(help="Name of a recipe, or a TOML file; flags win over it.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/METHOD")] = None,
     backbone: Annotated[str | None, typer.Option(help="A ViT or DeiT of timm.", show_default=False)] = None,
@@ -42,7 +45,8 @@ def train(
         bool | None, typer.Option("--pretrained/--no-pretrained", help="Start from timm's weights.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Start from this file: a state dict of the backbone.", show_default=False)
+        Path | None,
+        typer.Option(help="Start from this file: a state dict of the backbone.", show_default=False),
     ] = None,
     img_size: Annotated[int | None, typer.Option(help="Side of training images, pixels.", min=16)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", min=0)] = None,
@@ -57,9 +61,12 @@ def train(
         bool, typer.Option("--resume/--no-resume", help="Continue the run in --out, or start over.")
     ] = True,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, e.g. optim.ema=0.999.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, e.g. optim.ema=0.999."),
     ] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the settings as a recipe, and end.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings as a recipe, and end.")
+    ] = False,
 ) -> None:
     """Train a localizer from images and their tags.
 
