@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("wsss-rt", "numpy", "pillow", "opencv-python-headless", "onnxruntime", "openvino", "torch", "timm")
+PACKAGES = (
+    "wsss-rt",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "timm",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -30,7 +39,13 @@ def environment() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
     ).stdout.strip()
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), "versions": versions, "commit": commit}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "versions": versions,
+        "commit": commit,
+    }
 
 
 def write_result(name: str, content: dict[str, Any]) -> Path:

@@ -2,8 +2,8 @@
 
     python benchmarks/scenes_ablation.py --run runs/scenes [--count 300] [--seed 424242] [--work DIR]
 
-Every row goes the whole way: export with that map and with the background threshold that validation found for it,
-`wsss-rt label`, `wsss-rt eval`, on scenes of a seed that neither training nor validation has seen.
+Every row goes the whole way: export with that map and with the background threshold that validation found
+for it, `wsss-rt label`, `wsss-rt eval`, on scenes of a seed that neither training nor validation has seen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def measure(model: Path, scenes: Path, work: Path, *, tags: bool) -> dict[str, A
 
 def main() -> None:
     """Measure all maps of one run and store the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=424242)

@@ -36,7 +36,9 @@ def machine_line(result: dict[str, Any]) -> str:
     """Where and with what a result was measured."""
     found = result["environment"]
     versions = found["versions"]
-    named = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if name in versions)
+    named = ", ".join(
+        f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if name in versions
+    )
     return f"{found['cpu']}, {found['cores']} cores; Python {versions['python']}, {named}.\n"
 
 
@@ -58,8 +60,8 @@ def scenes(result: dict[str, Any]) -> str:
     model, data = result["model"], result["scenes"]
     note = (
         f"\n{data['count']} scenes of seed {data['seed']}, no CRF; {model['method']} on {model['backbone']}, "
-        f"{model['images_seen']:,} training scenes, tag mAP {percent(model['tag_map'])} on validation scenes. "
-        f"Bold: what validation chose. {machine_line(result)}"
+        f"{model['images_seen']:,} training scenes, tag mAP in validation "
+        f"{percent(model['tag_map'])}. Bold: what validation chose. {machine_line(result)}"
     )
     return markdown(head, rows) + note
 
@@ -71,11 +73,18 @@ def voc_animals(result: dict[str, Any]) -> str:
     rows = []
     for mode in ("given", "predicted"):
         found = result["eval"][mode]["classes"]
-        rows.append([mode, *(percent(found[name]["iou"]) for name in names), f"{result['seconds'][f'label_{mode}']:.0f}"])
+        rows.append(
+            [
+                mode,
+                *(percent(found[name]["iou"]) for name in names),
+                f"{result['seconds'][f'label_{mode}']:.0f}",
+            ]
+        )
     model = result["model"]
     note = (
-        f"\n{result['photographs']} photographs; {model['method']} on {model['backbone']} from random weights, "
-        f"{model['images_seen']:,} images seen in {result['seconds']['train'] / 60:.0f} minutes. {machine_line(result)}"
+        f"\n{result['photographs']} photographs; {model['method']} on {model['backbone']} from random "
+        f"weights, {model['images_seen']:,} images seen in {result['seconds']['train'] / 60:.0f} minutes. "
+        f"{machine_line(result)}"
     )
     return markdown(head, rows) + note
 
@@ -95,7 +104,9 @@ def render(text: str) -> str:
 
 def main() -> None:
     """Rewrite or check README.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     readme = ROOT / "README.md"
     text = readme.read_text()

@@ -2,8 +2,9 @@
 
     python benchmarks/voc_animals.py --data ../shared/data/voc_animals --images 40000 [--recipe folder-small]
 
-The photographs are VOC 2012's of five animals with what else is in them, so the figures are no VOC figures. The
-model starts from random weights: the result is low, and shows that nothing in the path is special to scenes.
+The photographs are VOC 2012's of five animals with what else is in them, so the figures are no VOC figures.
+The model starts from random weights: the result is low, and shows that nothing in the path is special
+to scenes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ CLASSES = ("cat", "dog", "horse", "sheep", "cow", "person")
 
 def main() -> None:
     """Run every stage and store IoU and time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--recipe", default="folder-small")
@@ -47,7 +50,16 @@ def main() -> None:
     for mode, given in (("given", ("--tags", options.data / "labels.csv")), ("predicted", ())):
         out = work / f"labels-{mode}"
         seconds[f"label_{mode}"] = wsss_rt(
-            "label", f"@{photographs}", "--out", out, "--model", model, "--format", "png,report", "--quiet", *given
+            "label",
+            f"@{photographs}",
+            "--out",
+            out,
+            "--model",
+            model,
+            "--format",
+            "png,report",
+            "--quiet",
+            *given,
         )
         result = work / f"{mode}.json"
         seconds[f"eval_{mode}"] = wsss_rt(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsss_rt.classes import SCENE_CLASSES, ClassSet
 from wsss_rt.io.decode import to_stored_raster
-from wsss_rt.label_run import describe_result
 from wsss_rt.results import Failure, Result
 from wsss_rt.scenes import render_scene
 
@@ -61,8 +59,3 @@ def make_failure(name: str, code: str, message: str) -> Result:
     """An image that could not be labelled."""
     classes = ClassSet(SCENE_CLASSES)
     return Result(relative=name, classes=classes, path=f"/images/{name}", error=Failure(code, message))
-
-
-def record_of(result: Result) -> dict[str, Any]:
-    """The line of the manifest, before the writers add their files."""
-    return describe_result(result)

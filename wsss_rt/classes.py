@@ -81,7 +81,7 @@ class ClassSet:
 
     def mask_names(self) -> dict[int, str]:
         """Mask value to name, background and ignore included."""
-        named = {value: name for value, name in enumerate(self.names, start=1)}
+        named = dict(enumerate(self.names, start=1))
         return {BACKGROUND: "background", **named, IGNORE: "ignore"}
 
 

@@ -67,9 +67,7 @@ class Forecast:
         text += [f"  {count} would fail: {code}" for code, count in sorted(self.problems.items())]
         if self.untagged:
             text.append(f"  {self.untagged} have no tags and would be reported")
-        text += [
-            f"  {self.buckets[name]:>8} {name}" for name in _bucket_names() if name in self.buckets
-        ]
+        text += [f"  {self.buckets[name]:>8} {name}" for name in _bucket_names() if name in self.buckets]
         text.append(
             f"about {self.disk_bytes / 1e6:.1f} MB would be written, {self.free_bytes / 1e6:.0f} MB are free"
         )

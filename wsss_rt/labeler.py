@@ -93,9 +93,7 @@ class Labeler:
         if self._owns_engine:
             self.engine.close()
 
-    def label(
-        self, image: NDArray[np.uint8] | str | Path, *, tags: Sequence[str] | None = None
-    ) -> Result:
+    def label(self, image: NDArray[np.uint8] | str | Path, *, tags: Sequence[str] | None = None) -> Result:
         """Label one image; not to be called while a stream is being read.
 
         Args:

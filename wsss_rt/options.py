@@ -49,9 +49,7 @@ class LabelOptions:
     keep_maps: bool = False
 
     def __post_init__(self) -> None:
-        if self.scales is not None and (
-            not self.scales or not all(0 < scale <= 8 for scale in self.scales)
-        ):
+        if self.scales is not None and (not self.scales or not all(0 < scale <= 8 for scale in self.scales)):
             raise UsageError(
                 f"scales {list(self.scales)} are not all in (0, 8]", fix="for example --scales 1.0,0.75"
             )

@@ -181,9 +181,7 @@ class ImageStages:
                 refined = self._refiner(decoded.upright, planes)
                 background, maps = refined[0], refined[1:]
         with work.clock.stage("decide"):
-            decision = localize.decide(
-                maps, present, background=background, ignore_band=options.ignore_band
-            )
+            decision = localize.decide(maps, present, background=background, ignore_band=options.ignore_band)
             mask = to_stored_raster(decision.mask, decoded.orientation)
         with work.clock.stage("encode"):
             result.png = encode_mask(mask)

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.samples import make_result, record_of
+from tests.samples import make_result
 from wsss_rt.cli import app
 from wsss_rt.formats import open_writers
 from wsss_rt.formats.png import encode_mask
@@ -312,7 +312,7 @@ class TestSweep:
             indices = [result.classes.index(tag) for tag in result.tags]
             items.append((result.maps, indices, result.mask))
             with Manifest(out / "manifest.jsonl") as manifest:
-                record = record_of(result)
+                record = result.record()
                 for writer in writers:
                     record.update(writer.add(result))
                 manifest.append(record)

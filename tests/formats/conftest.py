@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.samples import make_result, record_of
+from tests.samples import make_result
 from wsss_rt.classes import SCENE_CLASSES, ClassSet
 from wsss_rt.formats import open_writers
 from wsss_rt.io.manifest import Manifest
@@ -29,7 +29,7 @@ class Run:
         writers = open_writers(formats, self.out, self.classes, context=context or {})
         with Manifest(self.out / "manifest.jsonl") as manifest:
             for result in self.results:
-                record = record_of(result)
+                record = result.record()
                 for writer in writers if result.error is None else ():
                     record.update(writer.add(result))
                 manifest.append(record)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.samples import make_failure, make_result, record_of
+from tests.samples import make_failure, make_result
 from wsss_rt.classes import SCENE_CLASSES, ClassSet
 from wsss_rt.formats.png import encode_mask
 from wsss_rt.io.manifest import Manifest
@@ -82,7 +82,7 @@ def write(out: Path, results: list[Any], *, context: dict[str, Any] = CONTEXT) -
     writer = ReportWriter(out, ClassSet(SCENE_CLASSES), context=context)
     with Manifest(out / "manifest.jsonl", sync_seconds=60) as manifest:
         for result in results:
-            record = record_of(result)
+            record = result.record()
             if result.error is None:
                 path = out / "masks" / result.mask_name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,10 +189,10 @@ def test_a_large_run_stays_small_and_says_what_it_shows(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks/x.png").write_bytes(encode_mask(np.ones((9, 9), np.uint8)))
     records = [
-        record_of(shared) | files | {"path": f"{index:05d}.jpg", "confidence": index / count}
+        shared.record() | files | {"path": f"{index:05d}.jpg", "confidence": index / count}
         for index in range(count)
     ]
-    records += [record_of(make_failure(f"bad{index}.jpg", "corrupt", "no")) for index in range(FAILURES + 30)]
+    records += [make_failure(f"bad{index}.jpg", "corrupt", "no").record() for index in range(FAILURES + 30)]
     (path,) = writer.finish(records)
     page = Page(path.read_text())
     inside = [source for source in page.images if source.startswith("data:")]

@@ -88,9 +88,7 @@ def label(
     dry_run: Annotated[
         bool | None, typer.Option("--dry-run", help="Count images, sizes and disk space; write nothing.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Label at most the first N images.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Label at most the first N images.")] = None,
     fail_fast: Annotated[
         bool | None, typer.Option("--fail-fast", help="Stop at the first image that fails.")
     ] = None,
@@ -100,15 +98,11 @@ def label(
     max_pixels: Annotated[
         int | None, typer.Option(metavar="N", help="Refuse larger images. [default: 64000000]")
     ] = None,
-    as_json: Annotated[
-        bool | None, typer.Option("--json", help="Print a summary as JSON on stdout.")
-    ] = None,
+    as_json: Annotated[bool | None, typer.Option("--json", help="Print a summary as JSON on stdout.")] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags go before them.")
     ] = None,
-    quiet: Annotated[
-        bool | None, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")
-    ] = None,
+    quiet: Annotated[bool | None, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")] = None,
 ) -> None:
     """Write a pixel mask for every image.
 

@@ -31,7 +31,7 @@ def is_labelled(record: Mapping[str, Any]) -> bool:
 
 def name_of(record: Mapping[str, Any]) -> str:
     """The image's name in the run."""
-    return str(record.get("relative") or record.get("path") or "")
+    return str(record["path"])
 
 
 def labelled(records: Iterable[Mapping[str, Any]]) -> list[Labelled]:

@@ -42,9 +42,7 @@ def open_refiner(name: str) -> Refiner | None:
         UsageError: there is no such refiner (yet).
     """
     if name == "crf":
-        raise UsageError(
-            "--refine crf is not built yet", fix=f"choose one of: {', '.join(sorted(REFINERS))}"
-        )
+        raise UsageError("--refine crf is not built yet", fix=f"choose one of: {', '.join(sorted(REFINERS))}")
     if name not in REFINERS:
         raise UsageError(f"no refiner named {name!r}", fix=nearest(name, REFINERS))
     return REFINERS[name]()

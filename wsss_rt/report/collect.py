@@ -169,14 +169,8 @@ def _card(record: Mapping[str, Any], name: str, out: Path, found: Collected) -> 
 
 
 def _failure(record: Mapping[str, Any]) -> tuple[str, str]:
-    error = record.get("error")
-    if isinstance(error, Mapping):
-        return str(error.get("code", "failed")), str(error.get("message", ""))
-    code = record.get("error_code") or record.get("code")
-    if code:
-        return str(code), str(record.get("message") or error or "")
-    head, _, rest = str(error or "failed").partition(": ")
-    return head, rest
+    error = record.get("error") or {}
+    return str(error.get("code", "failed")), str(error.get("message", ""))
 
 
 class _Last:
