@@ -60,7 +60,6 @@ OPTIONAL = (
     Package("torchvision", ("torchvision",)),
     Package("timm", ("timm",)),
     Package("lightning", ("lightning",)),
-    Package("torchmetrics", ("torchmetrics",)),
     Package("safetensors", ("safetensors",)),
     Package("matplotlib", ("matplotlib",)),
     Package("onnx", ("onnx",)),
@@ -70,7 +69,7 @@ OPTIONAL = (
     Package("pycuda", ("pycuda",)),
 )
 EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "train": ("torch", "torchvision", "timm", "lightning", "torchmetrics", "safetensors", "matplotlib"),
+    "train": ("torch", "torchvision", "timm", "lightning", "safetensors", "matplotlib"),
     "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors"),
 }
 # what decides the speed of a matrix product
