@@ -33,6 +33,8 @@ def module_names(package: str, paths: list[str]) -> list[str]:
 def main() -> None:
     """Import and report; ends with 1 where something is missing."""
     scope = sys.argv[1]
+    if "site-packages" not in str(wsss_rt.__file__) and "site" not in str(wsss_rt.__file__):
+        sys.exit(f"this imports a checkout, not the wheel: {wsss_rt.__file__}")
     names = module_names("wsss_rt", list(wsss_rt.__path__))
     for name in names:
         if scope == "runtime" and name.startswith(NEEDS_TORCH):

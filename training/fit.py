@@ -23,6 +23,7 @@ from wsss_rt.training.data.transforms import normalise
 from wsss_rt.training.describe import cores, input_spec, run_config, validation_name
 from wsss_rt.training.interrupt import Interrupted, StopSignal
 from wsss_rt.training.journal import LOG, Journal, Progress, duration
+from wsss_rt.training.memory import keep_freed_memory
 from wsss_rt.training.models import create_model
 from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
 from wsss_rt.training.plot import plot_run
@@ -110,6 +111,8 @@ class _Loop:
             raise UsageError(f"a batch of {config.run.batch} cannot be shared by {fabric.world_size} devices")
         # denormals slow processors down a hundredfold, and nothing here needs them
         torch.set_flush_denormal(True)
+        if fabric.device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(config.run.seed)
         self.bare = create_model(config.method, num_classes=len(data.classes), **model_arguments(config))
         if config.run.compile:

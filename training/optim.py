@@ -25,7 +25,8 @@ def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> t
     """
     named = getattr(model, "no_weight_decay", None)
     exempt = set(named()) if callable(named) else set()
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt

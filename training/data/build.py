@@ -126,9 +126,10 @@ def _voc(root: Path, section: DataSection, progress: Callable[[str], None] | Non
     items = _decodable(items, report, section, progress)
 
     problems: list[str] = []
+    validation: list[Item] = []
     val_split = section.val_split or ("val" if split != "val" and _split_file(root, "val") else "")
     if not section.val_images:
-        train, validation = items, []
+        train = items
     elif not val_split:
         train, validation = _hold_out(items, section.val_images)
     else:

@@ -52,7 +52,8 @@ def block_forward(block: Any, tokens: Tensor) -> Tensor:
     """One block without reading its attention. (B, T, D) to (B, T, D)."""
     attn = block.attn
     q, k, v = _project(attn, block.norm1(tokens))
-    if tokens.device.type == "cpu" and torch.is_grad_enabled() and tokens.shape[1] <= _EXPLICIT_TOKENS:
+    trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    if trained and tokens.device.type == "cpu" and tokens.shape[1] <= _EXPLICIT_TOKENS:
         return _finish(block, tokens, _explicit_attention(attn, q, k, v))
     dropout = attn.attn_drop.p if attn.training else 0.0
     mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)

@@ -59,9 +59,8 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or default_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # both keep memory for every input size ever seen, and an archive holds hundreds of sizes
+        # a pattern is kept for every input size ever seen, and an archive holds hundreds of sizes
         options.enable_mem_pattern = False
-        options.enable_cpu_mem_arena = False
         providers: list[Any] = ["CPUExecutionProvider"]
         if device == "cuda":
             if not cuda_offered():
