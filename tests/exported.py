@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+
 from wsss_rt.export.onnx import ExportReport, export_onnx
+from wsss_rt.model_card import InputSpec, Recommended
 from wsss_rt.training.checkpoints import RunConfig, load_run, save_run
 from wsss_rt.training.models import Localizer, create_model
-
-from wsss_rt.model_card import InputSpec, Recommended
 
 CLASSES = ("ant", "bee", "cat", "dog")
 # the grid that the positions were learned on, non-square, odd, one token row, larger
@@ -59,6 +61,7 @@ def tiny_config() -> RunConfig:
 def exported() -> Exported:
     """The tiny model as a run folder and as an artifact that passed the gate."""
     folder = Path(tempfile.mkdtemp(prefix="wsss-rt-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     save_run(folder / "run", tiny_model(), tiny_config())
     model, config = load_run(folder / "run")
     path = folder / "out" / "tiny.onnx"

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from wsss_rt import __version__
+from wsss_rt.model_card import InputSpec, Recommended
 from wsss_rt.training.checkpoints import RunConfig
 from wsss_rt.training.config import TrainConfig
 from wsss_rt.training.data.build import TrainingData
 from wsss_rt.training.setup import model_arguments, resolve_precision
-
-from wsss_rt import __version__
-from wsss_rt.model_card import InputSpec, Recommended
 
 
 def run_config(

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+
+from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.model_card import Recommended
 from wsss_rt.training import resume as resumption
 from wsss_rt.training.checkpoints import save_run
 from wsss_rt.training.config import TrainConfig
@@ -29,9 +32,6 @@ from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
 from wsss_rt.training.plot import plot_run
 from wsss_rt.training.setup import model_arguments, open_fabric, planned_images, resolve_precision
 from wsss_rt.training.validation import MapKind, current_kinds, evaluate_localization, map_kinds, recommend
-
-from wsss_rt.errors import UsageError, WsssError
-from wsss_rt.model_card import Recommended
 
 _STEP_SEED = 14
 
@@ -308,7 +308,8 @@ class _Loop:
             resumption.remove_state(self.out)
 
     def _save_run(self, kinds: list[MapKind]) -> None:
-        recommended, options = Recommended(), {}
+        recommended = Recommended()
+        options: dict[str, Any] = {}
         if self.measured:
             recommended, options = recommend(self.measured, data=validation_name(self.data), kinds=kinds)
         record = run_config(

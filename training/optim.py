@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from wsss_rt.training.config import LrUpdate, OptimSection, Schedule
 
 

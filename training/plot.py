@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from wsss_rt.training.journal import LOG, read_log
-
 from wsss_rt.io.atomic import write_atomic
+from wsss_rt.training.journal import LOG, read_log
 
 
 def plot_run(folder: Path) -> Path | None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from wsss_rt.training.checkpoints import CONFIG, STATE, WEIGHTS, read_config
-from wsss_rt.training.config import TrainConfig, differences
 
 from wsss_rt.errors import WsssError
 from wsss_rt.io.atomic import write_atomic
+from wsss_rt.training.checkpoints import CONFIG, STATE, WEIGHTS, read_config
+from wsss_rt.training.config import TrainConfig, differences
 
 _VERSION = 1
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from wsss_rt.training.config import Precision, TrainConfig
-from wsss_rt.training.data.build import TrainingData
 
 from wsss_rt.errors import UsageError, nearest
+from wsss_rt.training.config import Precision, TrainConfig
+from wsss_rt.training.data.build import TrainingData
 
 _PRECISIONS = {Precision.FLOAT32: "32-true", Precision.BF16: "bf16-mixed", Precision.FP16: "16-mixed"}
 
@@ -23,6 +23,7 @@ def check_model(config: TrainConfig) -> None:
         UsageError: unknown method, method option or backbone; the nearest name is given.
     """
     import timm
+
     from wsss_rt.training.models import METHODS, method_options
 
     if config.method not in METHODS:

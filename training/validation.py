@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from wsss_rt.training.data.sources import Source
 
 from wsss_rt.localize import merge_passes, predict_tags, prepare_passes, tag_probabilities
 from wsss_rt.metrics import ThresholdSweep, average_precision, nanmean
 from wsss_rt.model_card import InputSpec, Recommended
+from wsss_rt.training.data.sources import Source
 
 # background thresholds 0, 0.02 .. 0.9
 THRESHOLDS = np.arange(46) * 0.02

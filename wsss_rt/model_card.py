@@ -183,8 +183,8 @@ def read_artifact(path: Path) -> tuple[ModelCard, bytes]:
         if CARD_KEY.encode() not in data:
             raise WsssError(
                 f"{path} is not a wsss-rt model",
-                why="it carries no model card",
-                fix="write one with `wsss-rt export`",
+                why="it carries no model card: it comes from elsewhere, or it was cut short",
+                fix="write one with `wsss-rt export`, or copy it again",
                 code="no_card",
             )
         raise WsssError(

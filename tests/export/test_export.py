@@ -14,16 +14,16 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 from onnx import numpy_helper  # noqa: E402
+
+from tests.exported import CLASSES, SIZES, exported  # noqa: E402 - needs torch
+from wsss_rt.engines.base import EngineOutput  # noqa: E402
+from wsss_rt.errors import UsageError, WsssError  # noqa: E402
 from wsss_rt.export import graph as graph_module  # noqa: E402
 from wsss_rt.export import onnx as export_module  # noqa: E402
 from wsss_rt.export.gate_images import gate_images  # noqa: E402
 from wsss_rt.export.graph import build_graph  # noqa: E402
 from wsss_rt.export.onnx import export_onnx  # noqa: E402
 from wsss_rt.export.parity import LIMITS, ParityError, compare  # noqa: E402
-
-from tests.exported import CLASSES, SIZES, exported  # noqa: E402 - needs torch
-from wsss_rt.engines.base import EngineOutput  # noqa: E402
-from wsss_rt.errors import UsageError, WsssError  # noqa: E402
 from wsss_rt.model_card import CARD_KEY, SEAL_KEY, read_artifact, read_card  # noqa: E402
 
 
@@ -140,28 +140,25 @@ def test_half_the_bytes_and_the_same_masks(tmp_path: Path, no_tracing: onnx.Mode
     onnx.checker.check_model(onnx.load(str(tmp_path / "half.onnx")), full_check=True)
 
 
-@pytest.mark.parametrize("scale", [1e-2, 1.0, np.nan], ids=["slightly wrong", "wrong", "nan"])
+@pytest.mark.parametrize(
+    ("scale", "before"),
+    [(1e-2, []), (1.0, ["model.onnx"]), (np.nan, [])],
+    ids=["slightly wrong", "wrong, over an older file", "nan"],
+)
 def test_a_graph_that_computes_something_else_is_not_written(
-    tmp_path: Path, no_tracing: onnx.ModelProto, scale: float
+    tmp_path: Path, no_tracing: onnx.ModelProto, scale: float, before: list[str]
 ) -> None:
+    for name in before:
+        (tmp_path / name).write_bytes(b"what was there")
     perturb(no_tracing, scale)
     with pytest.raises(ParityError) as caught:
-        export_onnx(exported().model, exported().config, tmp_path / "wrong.onnx")
-    assert list(tmp_path.iterdir()) == []
+        export_onnx(exported().model, exported().config, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == before
+    assert all((tmp_path / name).read_bytes() == b"what was there" for name in before)
     assert "nothing was written" in str(caught.value)
     failed = {(row.engine.split()[0], row.output) for row in caught.value.report.rows if not row.passed}
     assert {("onnxruntime", "maps"), ("openvino", "maps")} <= failed
     assert "FAIL" in caught.value.report.table()
-
-
-def test_a_refused_export_leaves_the_file_that_was_there(tmp_path: Path, no_tracing: onnx.ModelProto) -> None:
-    target = tmp_path / "model.onnx"
-    target.write_bytes(b"what was there")
-    perturb(no_tracing, 1.0)
-    with pytest.raises(ParityError):
-        export_onnx(exported().model, exported().config, target)
-    assert target.read_bytes() == b"what was there"
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_skipping_the_gate_is_written_into_the_card(tmp_path: Path, no_tracing: onnx.ModelProto) -> None:

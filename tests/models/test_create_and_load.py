@@ -8,10 +8,10 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from wsss_rt.training.models import Localizer, create_model, load_official, method_options, official_shapes
 
 from tests.models.seeded import seeded_state
 from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.training.models import Localizer, create_model, load_official, method_options, official_shapes
 
 TINY = "vit_test_tiny"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from wsss_rt.training.models import Localizer, create_model, load_official, official_shapes
 
 from tests.models.seeded import seeded_images, seeded_state
+from wsss_rt.training.models import Localizer, create_model, load_official, official_shapes
 
 METHODS = ["mctformer-v1", "mctformer-v2"]
 

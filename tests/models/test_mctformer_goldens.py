@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from wsss_rt.training.models import Localizer, create_model, load_official, official_shapes
 
 from tests.models.seeded import MEAN, STD, seeded_images, seeded_state
+from wsss_rt.training.models import Localizer, create_model, load_official, official_shapes
 
 IMAGE_SEEDS = {"224x224": 0, "192x320": 1}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import interpolate
+
 from wsss_rt.training.models.position import resize_positions
 
 SIDE = 14

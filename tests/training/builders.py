@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from wsss_rt.training.config import TrainConfig, build_config
 
 from wsss_rt.classes import SCENE_CLASSES, voc_palette
 from wsss_rt.scenes import Scene, render_scene
+from wsss_rt.training.config import TrainConfig, build_config
 
 SIDE = 64
 

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from wsss_rt.errors import WsssError
+from wsss_rt.model_card import InputSpec, Recommended
 from wsss_rt.training.checkpoints import (
     RunConfig,
     load_official_checkpoint,
@@ -19,9 +22,6 @@ from wsss_rt.training.checkpoints import (
     save_run,
 )
 from wsss_rt.training.models import create_model
-
-from wsss_rt.errors import WsssError
-from wsss_rt.model_card import InputSpec, Recommended
 
 CLASSES = ("ant", "bee", "cat")
 OPTIONS: dict[str, Any] = {"backbone": "vit_test_tiny", "img_size": 64, "layers_fused": 2}

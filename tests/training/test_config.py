@@ -8,6 +8,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from wsss_rt.errors import UsageError
 from wsss_rt.training.config import (
     Augment,
     build_config,
@@ -16,8 +18,6 @@ from wsss_rt.training.config import (
     recipe_names,
     to_toml,
 )
-
-from wsss_rt.errors import UsageError
 
 
 def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.training.builders import SIDE, make_folder, make_voc_tree, scenes, tag_names
+from wsss_rt.classes import SCENE_CLASSES
+from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.training.config import Augment, DataSection
 from wsss_rt.training.data.build import TrainingData, build_data
 from wsss_rt.training.data.loader import BatchOrder, TrainingImages, build_loader
 from wsss_rt.training.data.sources import FileSource, SceneSource
 from wsss_rt.training.data.transforms import MEAN, STD, build_transform, local_seed, normalise
-
-from tests.training.builders import SIDE, make_folder, make_voc_tree, scenes, tag_names
-from wsss_rt.classes import SCENE_CLASSES
-from wsss_rt.errors import UsageError, WsssError
 
 
 def open_data(source: Path | str, **settings: object) -> TrainingData:

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.training.builders import SIDE, make_folder, make_voc_tree, tiny_config
+from wsss_rt.classes import SCENE_CLASSES
+from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.training.checkpoints import load_run
 from wsss_rt.training.config import TrainConfig
 from wsss_rt.training.data.build import TrainingData, build_data
@@ -22,10 +26,6 @@ from wsss_rt.training.interrupt import Interrupted
 from wsss_rt.training.journal import read_log
 from wsss_rt.training.resume import is_finished
 from wsss_rt.training.setup import check_model, planned_images
-
-from tests.training.builders import SIDE, make_folder, make_voc_tree, tiny_config
-from wsss_rt.classes import SCENE_CLASSES
-from wsss_rt.errors import UsageError, WsssError
 
 
 def open_data(config: TrainConfig) -> TrainingData:

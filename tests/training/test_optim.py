@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+
 from wsss_rt.training.config import LrUpdate, OptimSection, Schedule
 from wsss_rt.training.models import create_model
 from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer, peak_lr

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from wsss_rt.model_card import InputSpec
 from wsss_rt.training.data.sources import Cached, SceneSource
 from wsss_rt.training.models import create_model
 from wsss_rt.training.models.base import Localization
@@ -19,8 +21,6 @@ from wsss_rt.training.validation import (
     map_kinds,
     recommend,
 )
-
-from wsss_rt.model_card import InputSpec
 
 
 class Oracle(nn.Module):

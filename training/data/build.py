@@ -10,6 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+
+from wsss_rt.classes import BACKGROUND, IGNORE, VOC_CLASSES, ClassSet, load_classes
+from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.tags import FOLDERS, TagTable, load_tags
 from wsss_rt.training.config import DataSection
 from wsss_rt.training.data.sources import FileSource, Item, SceneSource, Source, read_mask
 from wsss_rt.training.data.validate import (
@@ -20,10 +24,6 @@ from wsss_rt.training.data.validate import (
     match_tags,
     refuse_unknown,
 )
-
-from wsss_rt.classes import BACKGROUND, IGNORE, VOC_CLASSES, ClassSet, load_classes
-from wsss_rt.errors import UsageError, WsssError, nearest
-from wsss_rt.tags import FOLDERS, TagTable, load_tags
 
 SCENES = "scenes"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}

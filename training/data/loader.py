@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
+
+from wsss_rt.errors import WsssError
 from wsss_rt.training.config import Augment
 from wsss_rt.training.data.sources import Source
 from wsss_rt.training.data.transforms import Transform, build_transform, local_seed
-
-from wsss_rt.errors import WsssError
 
 # (number of the sample in the whole run, index in the source, height, width)
 Key = tuple[int, int, int, int]
@@ -106,7 +106,7 @@ def build_loader(dataset: TrainingImages, order: BatchOrder, *, workers: int, pi
     return DataLoader(
         dataset,
         # a sampler of lists is what torch calls a batch sampler; anything iterable serves
-        batch_sampler=order,  # type: ignore[arg-type]
+        batch_sampler=order,
         collate_fn=_collate,
         num_workers=workers,
         worker_init_fn=_prepare_worker if workers else None,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+
 from wsss_rt.training.config import Augment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,7 +86,7 @@ def _official(size: tuple[int, int], crop_scale: Sequence[float]) -> Transform:
     apply = create_transform(
         input_size=(3, *size),
         is_training=True,
-        scale=tuple(crop_scale),
+        scale=(crop_scale[0], crop_scale[1]),
         color_jitter=0.4,
         auto_augment="rand-m9-mstd0.5-inc1",
         interpolation="bicubic",

@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wsss_rt.training.data.sources import FileSource, Item, read_rgb
-
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.tags import TagTable
+from wsss_rt.training.data.sources import FileSource, Item, read_rgb
 
 _SHOWN = 5
 

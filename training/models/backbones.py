@@ -19,15 +19,16 @@ class ResidualConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        last_norm = nn.GroupNorm(channels // 16, channels)
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.GroupNorm(channels // 16, channels),
             nn.GELU(),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(channels // 16, channels),
+            last_norm,
         )
         # starts as the identity, which trains steadily without warm-up
-        nn.init.zeros_(self.body[-1].weight)
+        nn.init.zeros_(last_norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.gelu(x + self.body(x))

@@ -47,7 +47,7 @@ def build_backbone(name: str, *, pretrained: bool | str | Path = False, drop_pat
     _check_shape(name, backbone)
     if download:
         backbone.load_state_dict(_download(name), strict=True)
-    elif pretrained:
+    elif pretrained and not isinstance(pretrained, bool):
         _load_file(backbone, Path(pretrained))
     return backbone
 

@@ -59,6 +59,8 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or default_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # a thread that spins while it waits takes the processor from decoding and writing beside it
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # a pattern is kept for every input size ever seen, and an archive holds hundreds of sizes
         options.enable_mem_pattern = False
         providers: list[Any] = ["CPUExecutionProvider"]

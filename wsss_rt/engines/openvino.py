@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
     from wsss_rt.model_card import ModelCard
 
+# kernels are kept for every input size ever seen, 3 MB a size with a small model, and an archive holds
+# hundreds of sizes; this many kernels still let the layers of one pass share theirs
+_BOUNDED = {"CPU_RUNTIME_CACHE_CAPACITY": "64"}
+
 
 class OpenVinoEngine:
     """An artifact in OpenVINO's CPU plugin.
@@ -38,15 +42,24 @@ class OpenVinoEngine:
         self.card = card
         self.choice: dict[str, Any] = {}
         self.precision = precision
-        config = {
+        config: dict[str, Any] = {
             # without this hint processors with AMX compute in bfloat16, and nobody is told
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads or default_threads(),
+            # decoding runs beside inference, and a pinned thread waits for its processor while others idle
+            "ENABLE_CPU_PINNING": False,
         }
         try:
             core = openvino.Core()
-            compiled = core.compile_model(core.read_model(model=model, weights=b""), "CPU", config)
+            graph = core.read_model(model=model, weights=b"")
+            try:
+                compiled = core.compile_model(graph, "CPU", config | _BOUNDED)
+            except RuntimeError as error:
+                if not any(name in str(error) for name in _BOUNDED):
+                    raise
+                # not a public property: a release without it runs the same, in more memory
+                compiled = core.compile_model(graph, "CPU", config)
             self._request: Any = compiled.create_infer_request()
         except RuntimeError as error:
             raise load_error(error, self.backend) from error
