@@ -102,7 +102,7 @@ def _download(name: str) -> dict[str, torch.Tensor]:
         raise WsssError(
             f"cannot get the pretrained weights of {name}",
             why=f"no network, or nothing at the other end ({type(error).__name__})",
-            fix="train without --pretrained, or give a local state dict: --pretrained FILE",
+            fix="train without --pretrained, or give a local state dict: --weights FILE",
             code="no_pretrained",
         ) from error
 
