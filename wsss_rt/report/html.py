@@ -139,6 +139,12 @@ def _tiles(found: Collected) -> str:
     )
 
 
+# what a card's sections may say in one line, and how it is called there
+_HEADLINES = {
+    "data": "", "images_seen": "images seen:", "seed": "seed", "map": "tag mAP", "tag_f1": "tag F1",
+}  # fmt: skip
+
+
 def _facts(found: Collected, context: Mapping[str, Any]) -> str:
     identity, model = context.get("identity") or {}, context.get("model") or {}
     thresholds = context.get("thresholds") or {}
@@ -148,7 +154,7 @@ def _facts(found: Collected, context: Mapping[str, Any]) -> str:
         rows.append(("Model", f"<code>{text(model['weights_sha256'][:16])}</code>"))
     for key, title in (("training", "Trained on"), ("quality", "Measured quality")):
         if model.get(key):
-            rows.append((title, _details(model[key])))
+            rows.append((title, text(_headline(model[key]))))
     sources = found.tag_sources
     tags = ", ".join(f"{source} for {images(count)}" for source, count in sorted(sources.items()))
     if tags:
@@ -255,17 +261,17 @@ def _footer(context: Mapping[str, Any]) -> str:
     return f"wsss-rt {__version__} · {listed} · versions and the time of every stage stand in run.json"
 
 
-def _details(value: Any, *, prefix: str = "") -> str:
-    """Names and values of a card's dictionary; lists are left out, they belong into run.json."""
-    if not isinstance(value, Mapping):
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        return text(f"{prefix} {shown}".strip())
-    entries = [
-        _details(entry, prefix=f"{prefix} {str(key).replace('_', ' ')}".strip())
-        for key, entry in value.items()
-        if not isinstance(entry, list | tuple)
-    ]
-    return "; ".join(entry for entry in entries if entry)
+def _headline(facts: Mapping[str, Any]) -> str:
+    """The plain values of a card's section; what is nested inside belongs to `wsss-rt models`."""
+    named = {**facts, **(facts.get("validation") or {})}
+    chosen = []
+    for key, label in _HEADLINES.items():
+        value = named.get(key)
+        if isinstance(value, float):
+            chosen.append(f"{label} {value:.3g}".strip())
+        elif isinstance(value, (str, int)) and not isinstance(value, bool):
+            chosen.append(f"{label} {value:,}" if isinstance(value, int) else f"{label} {value}".strip())
+    return "; ".join(chosen) or "see `wsss-rt models`"
 
 
 def _asset(name: str) -> str:
