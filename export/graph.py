@@ -161,7 +161,8 @@ def _store_half(graph: onnx.GraphProto) -> None:
 
 def embedded_paths(data: bytes, needles: Iterable[str]) -> list[str]:
     """Those of ``needles`` (for example this machine's folders) that occur in the bytes of a graph."""
-    return [needle for needle in needles if needle and needle.encode() in data]
+    # a home or working folder of "/" says nothing
+    return [needle for needle in needles if needle.strip("/") and needle.encode() in data]
 
 
 @contextmanager

@@ -122,6 +122,7 @@ def test_the_graph_itself_takes_any_batch_of_any_size(size: tuple[int, int], bat
     np.testing.assert_allclose(maps, expected[1], atol=1e-5 * np.abs(expected[1]).max(), rtol=0)
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bytes() -> None:
     again = build_graph(exported().model, patch=8)
     assert again == graph_of(exported().path).SerializeToString(deterministic=True)

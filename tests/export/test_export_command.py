@@ -47,6 +47,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_becomes_an_artifact_that_labels(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     from tests.exported import exported
@@ -69,6 +70,7 @@ def test_a_run_becomes_an_artifact_that_labels(tmp_path: Path) -> None:
     assert card.weights_sha256 != read_card(exported().path).weights_sha256
 
 
+@pytest.mark.slow
 def test_an_official_checkpoint_becomes_an_artifact(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
