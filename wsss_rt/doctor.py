@@ -218,9 +218,9 @@ def _providers() -> list[str]:
 
 
 def _openvino_devices() -> dict[str, str]:
-    import openvino
+    from wsss_rt.engines.openvino import shared_core
 
-    core = openvino.Core()
+    core = shared_core()
     return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices}
 
 

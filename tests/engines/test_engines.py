@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -150,3 +152,24 @@ def test_threads_default_to_what_the_process_may_use() -> None:
     import os
 
     assert 1 <= default_threads() <= len(os.sched_getaffinity(0))
+
+
+_SIGNALS_BETWEEN_ENGINES = """
+import signal, subprocess, sys
+from pathlib import Path
+from wsss_rt.engines import open_engine
+caught = []
+signal.signal(signal.SIGCHLD, lambda number, frame: caught.append(number))
+engines = [open_engine(Path(sys.argv[1]), backend=sys.argv[2]) for _ in range(3)]
+while engines:
+    engines.pop(0).close()
+    subprocess.run([sys.executable, "-S", "-c", ""])
+assert caught
+"""
+
+
+def test_signals_find_their_stack_whatever_order_engines_go_in(backend: str, color_model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _SIGNALS_BETWEEN_ENGINES, str(color_model), backend], check=False
+    )
+    assert done.returncode == 0

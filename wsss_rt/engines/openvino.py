@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from wsss_rt.engines.base import EngineOutput
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
 # kernels are kept for every input size ever seen, 3 MB a size with a small model, and an archive holds
 # hundreds of sizes; this many kernels still let the layers of one pass share theirs
 _BOUNDED = {"CPU_RUNTIME_CACHE_CAPACITY": "64"}
+
+
+@cache
+def shared_core() -> Any:
+    """The one ``openvino.Core`` of this process, never destroyed.
+
+    On processors with AMX its CPU plugin gives the calling thread a stack for signal handlers, and puts back
+    what it found when it goes. Two that overlap leave the first one's freed stack in place, and the next
+    signal, a Ctrl-C or the end of a child, kills the process without a word (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoEngine:
@@ -37,8 +51,6 @@ class OpenVinoEngine:
     def __init__(
         self, card: ModelCard, model: bytes, *, precision: str = "float32", threads: int | None = None
     ) -> None:
-        import openvino
-
         self.card = card
         self.choice: dict[str, Any] = {}
         self.precision = precision
@@ -51,7 +63,7 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            core = openvino.Core()
+            core = shared_core()
             graph = core.read_model(model=model, weights=b"")
             try:
                 compiled = core.compile_model(graph, "CPU", config | _BOUNDED)
