@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# several threads per test only fight for the two cores of a build machine
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# the suite runs in as many processes as there are cores; threads within each would only fight for them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = Path(__file__).resolve().parent / "goldens"

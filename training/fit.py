@@ -20,13 +20,12 @@ from wsss_rt.training import resume as resumption
 from wsss_rt.training.checkpoints import save_run
 from wsss_rt.training.config import TrainConfig
 from wsss_rt.training.data.build import TrainingData
-from wsss_rt.training.data.loader import BatchOrder, TrainingImages, build_loader
+from wsss_rt.training.data.loader import BatchOrder, TrainingImages, batch_sizes, build_loader
 from wsss_rt.training.data.sources import Cached
 from wsss_rt.training.data.transforms import normalise
 from wsss_rt.training.describe import cores, input_spec, run_config, validation_name
 from wsss_rt.training.interrupt import Interrupted, StopSignal
 from wsss_rt.training.journal import LOG, Journal, Progress, duration
-from wsss_rt.training.memory import keep_freed_memory
 from wsss_rt.training.models import create_model
 from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
 from wsss_rt.training.plot import plot_run
@@ -109,10 +108,6 @@ class _Loop:
         self.per_step = config.run.batch * config.optim.accumulate
         if config.run.batch % fabric.world_size:
             raise UsageError(f"a batch of {config.run.batch} cannot be shared by {fabric.world_size} devices")
-        # denormals slow processors down a hundredfold, and nothing here needs them
-        torch.set_flush_denormal(True)
-        if fabric.device.type == "cpu":
-            keep_freed_memory()
         torch.manual_seed(config.run.seed)
         self.bare = create_model(config.method, num_classes=len(data.classes), **model_arguments(config))
         if config.run.compile:
@@ -215,12 +210,15 @@ class _Loop:
     def _batches(self) -> Iterator[Any]:
         config, section = self.config, self.config.data
         side = config.model.img_size
+        batches = self.total // config.run.batch
         order = BatchOrder(
             self.data.train.count,
             batch=config.run.batch,
-            batches=self.total // config.run.batch,
+            batches=batches,
             seed=config.run.seed,
-            sizes=[(size[0], size[1]) for size in section.sizes] or [(side, side)],
+            sizes=batch_sizes(
+                section, side=side, batch=config.run.batch, batches=batches, seed=config.run.seed
+            ),
             first=self.step * config.optim.accumulate,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,

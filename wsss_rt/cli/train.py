@@ -107,6 +107,7 @@ def _run(config: TrainConfig, out: Path, *, resume: bool) -> None:
     from wsss_rt.training.data.build import build_data
     from wsss_rt.training.fit import fit
     from wsss_rt.training.journal import duration
+    from wsss_rt.training.process import prepare_process
     from wsss_rt.training.resume import is_finished, remove_state
     from wsss_rt.training.setup import check_model, planned_images
 
@@ -120,6 +121,7 @@ def _run(config: TrainConfig, out: Path, *, resume: bool) -> None:
     elif is_finished(out, config, data.fingerprint):
         _say(f"{out} holds this run, complete; --no-resume trains it again")
         return
+    prepare_process()
     result = fit(config, data, out, resume=resume, say=_say)
     _say(f"trained on {result.images} images in {duration(result.seconds)}; the run is in {out}")
     _say(f"next: wsss-rt export {out} --to onnx --out {out / 'model.onnx'}")

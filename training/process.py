@@ -1,14 +1,27 @@
-"""How the process deals with the memory that a step frees and the next one wants again."""
+"""What a process that only trains sets for itself; a library call leaves its caller's process alone."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
+import torch
+
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _KEPT_BYTES = 2**31 - 1
 _GROWTH_BYTES = 256 * 2**20
+
+
+def prepare_process() -> None:
+    """Settings of the whole process that make training on the CPU faster: memory and denormal numbers.
+
+    For the start of a command, never inside somebody else's program, whose memory they would change too.
+    """
+    # denormals slow processors down a hundredfold, and nothing here needs them
+    torch.set_flush_denormal(True)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
 
 
 def keep_freed_memory() -> bool:
