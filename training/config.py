@@ -14,6 +14,8 @@ from typing import Any
 
 from wsss_rt.errors import UsageError, nearest
 
+SIZE_ORDERS = ("random", "growing")
+
 
 class Augment(StrEnum):
     """What happens to a training image."""
@@ -80,7 +82,11 @@ class DataSection:
         val_images: how many images validation uses at most; 0 switches it off.
         augment: see :class:`Augment`.
         crop_scale: share of the image's area that a random crop keeps, for ``light`` and ``official``.
-        sizes: [height, width] pairs; each batch takes one of them at random; empty means square.
+        sizes: [height, width] pairs that batches take; empty means square.
+        size_order: ``random``: each batch takes any of ``sizes``; ``growing``: the run is shared out between
+            them, in the order in which they stand.
+        close_ups: as many images at the beginning of a run on scenes show a single large object.
+        close_up_size: their side, pixels; 0 means ``img_size``.
         size_policy: how the trained model's inputs are sized when labelling: native, short_side, fixed.
         input_size: pixels for ``short_side`` and ``fixed``; 0 means ``img_size``.
         val_seed: seed of validation scenes.
@@ -97,6 +103,9 @@ class DataSection:
     augment: Augment = Augment.LIGHT
     crop_scale: list[float] = field(default_factory=lambda: [0.4, 1.0])
     sizes: list[list[int]] = field(default_factory=list)
+    size_order: str = "random"
+    close_ups: int = 0
+    close_up_size: int = 0
     size_policy: str = "native"
     input_size: int = 0
     val_seed: int = 990_001
@@ -377,4 +386,8 @@ def _checked(config: TrainConfig) -> TrainConfig:
         raise UsageError(f"data.crop_scale = {config.data.crop_scale} must be [low, high] within 0..1")
     if any(len(size) != 2 or min(size) <= 0 for size in config.data.sizes):
         raise UsageError(f"data.sizes = {config.data.sizes} must be a list of [height, width]")
+    if config.data.size_order not in SIZE_ORDERS:
+        raise UsageError(f"data.size_order = {config.data.size_order!r} must be random or growing")
+    if config.data.close_ups < 0 or config.data.close_up_size < 0:
+        raise UsageError("data.close_ups and data.close_up_size must not be negative")
     return config

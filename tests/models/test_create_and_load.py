@@ -102,7 +102,7 @@ def test_weights_of_a_local_file_start_every_class_token(tmp_path: Path) -> None
 
 
 def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
-    other = timm.create_model("vit_scene_patch8_160", num_classes=0)
+    other = timm.create_model("vit_scene_hybrid8_160", num_classes=0)
     torch.save(other.state_dict(), tmp_path / "other.pth")
     with pytest.raises(WsssError, match="patch_embed.proj"):
         tiny(pretrained=str(tmp_path / "other.pth"))
@@ -120,7 +120,21 @@ def test_without_a_network_pretrained_says_so(monkeypatch: pytest.MonkeyPatch, t
     assert "without --pretrained" in str(caught.value)
 
 
-@pytest.mark.parametrize("backbone", ["vit_scene_patch8_160", "vit_scene_hybrid8_160"])
-def test_scene_models_fit_twelve_megabytes(backbone: str) -> None:
-    model = create_model("mctformer-v2", num_classes=10, backbone=backbone)
+def test_the_untrained_scene_backbone_attends_to_alike_tokens() -> None:
+    torch.manual_seed(0)
+    model = create_model("mctformer-v2", num_classes=10, backbone="vit_scene_hybrid8_160")
+    attention = model.blocks[0].attn
+    tokens = torch.nn.functional.layer_norm(torch.randn(40, model.embed_dim), (model.embed_dim,))
+    queries, keys, _ = attention.qkv(tokens).chunk(3, dim=-1)
+    match = queries @ keys.T
+    assert (match.argmax(dim=1) == torch.arange(40)).all()
+    # positions are a pattern of neighbours, and class tokens are not copies of each other
+    patches = model.get_parameter("pos_embed")[0, 10:].detach()
+    gap = (patches[:, None] - patches[None]).norm(dim=-1)
+    assert gap[0, 1] < gap[0, 5] and gap[0, 20] < gap[0, 100]
+    assert len(model.get_parameter("cls_token")[0].detach().unique(dim=0)) == 10
+
+
+def test_the_scene_model_fits_twelve_megabytes() -> None:
+    model = create_model("mctformer-v2", num_classes=10, backbone="vit_scene_hybrid8_160")
     assert sum(value.numel() for value in model.state_dict().values()) * 4 < 12e6

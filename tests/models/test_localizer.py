@@ -65,7 +65,6 @@ def test_training_and_localizing_see_the_same_logits(name: str) -> None:
     [
         ("vit_test_tiny", 125, 170, (15, 21)),
         ("vit_test_tiny", 8, 200, (1, 25)),
-        ("vit_scene_patch8_160", 127, 71, (15, 8)),
         ("vit_scene_hybrid8_160", 127, 71, (15, 8)),
     ],
 )

@@ -106,7 +106,7 @@ def test_print_config_is_a_recipe() -> None:
     assert done.returncode == 0, done.stderr
     raw = tomllib.loads(done.stdout)
     assert raw["optim"]["lr"] == 0.5 and raw["data"]["source"] == "scenes"
-    assert raw["model"]["backbone"] == "vit_scene_patch8_160"
+    assert raw["model"]["backbone"] == "vit_scene_hybrid8_160"
     assert Augment(raw["data"]["augment"]) is Augment.COLOR
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from wsss_rt.classes import SCENE_CLASSES
 from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.training.config import Augment, DataSection
 from wsss_rt.training.data.build import TrainingData, build_data
-from wsss_rt.training.data.loader import BatchOrder, TrainingImages, build_loader
+from wsss_rt.training.data.loader import BatchOrder, TrainingImages, batch_sizes, build_loader
 from wsss_rt.training.data.sources import FileSource, SceneSource
 from wsss_rt.training.data.transforms import MEAN, STD, build_transform, local_seed, normalise
 
@@ -218,11 +219,15 @@ def test_scenes_take_no_foreign_tags_and_no_shared_seed() -> None:
     assert data.train.count is None and data.classes.names == SCENE_CLASSES
 
 
+def fixed(side: int) -> Callable[[int], tuple[int, int]]:
+    return lambda _: (side, side)
+
+
 def test_an_image_that_breaks_later_ends_training_by_name(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "d", 4)
     data = open_data(root, val_images=0)
     (root / "02.jpg").write_bytes(b"gone")
-    order = BatchOrder(4, batch=4, batches=1, seed=0, sizes=[(SIDE, SIDE)])
+    order = BatchOrder(4, batch=4, batches=1, seed=0, sizes=fixed(SIDE))
     images = TrainingImages(
         data.train, num_classes=len(data.classes), augment=Augment.NONE, crop_scale=[1, 1], seed=0
     )
@@ -232,7 +237,7 @@ def test_an_image_that_breaks_later_ends_training_by_name(tmp_path: Path) -> Non
 
 
 def test_epochs_show_every_image_once_in_a_new_order() -> None:
-    order = BatchOrder(10, batch=4, batches=5, seed=3, sizes=[(8, 8)])
+    order = BatchOrder(10, batch=4, batches=5, seed=3, sizes=fixed(8))
     seen = [key[1] for batch in order for key in batch]
     first, second = seen[:10], seen[10:]
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
@@ -240,17 +245,29 @@ def test_epochs_show_every_image_once_in_a_new_order() -> None:
 
 
 def test_a_later_start_continues_the_same_order() -> None:
-    sizes = [(8, 8), (8, 12), (12, 8)]
+    section = DataSection(sizes=[[8, 8], [8, 12], [12, 8]])
+    sizes = batch_sizes(section, side=8, batch=3, batches=9, seed=1)
     whole = list(BatchOrder(7, batch=3, batches=9, seed=1, sizes=sizes))
     assert list(BatchOrder(7, batch=3, batches=9, seed=1, sizes=sizes, first=4)) == whole[4:]
     assert all(len({key[2:] for key in batch}) == 1 for batch in whole)
     assert len({batch[0][2:] for batch in whole}) > 1
 
 
+def test_a_run_may_begin_with_small_close_ups_and_grow() -> None:
+    section = DataSection(sizes=[[8, 8], [8, 12]], size_order="growing", close_ups=5, close_up_size=6)
+    sizes = batch_sizes(section, side=99, batch=4, batches=8, seed=1)
+    assert [sizes(number) for number in range(8)] == [(6, 6)] * 2 + [(8, 8)] * 3 + [(8, 12)] * 3
+    only = DataSection(close_ups=100)
+    assert {batch_sizes(only, side=9, batch=4, batches=3, seed=1)(number) for number in range(3)} == {(9, 9)}
+    source = SceneSource(3, close_ups=20)
+    assert all(len(source.load(index, size=(64, 64)).tags) == 1 for index in range(20))
+    assert any(len(source.load(index, size=(64, 64)).tags) > 1 for index in range(20, 40))
+
+
 def test_devices_share_each_batch() -> None:
-    whole = list(BatchOrder(None, batch=6, batches=3, seed=0, sizes=[(8, 8)]))
+    whole = list(BatchOrder(None, batch=6, batches=3, seed=0, sizes=fixed(8)))
     parts = [
-        list(BatchOrder(None, batch=6, batches=3, seed=0, sizes=[(8, 8)], rank=r, world=2)) for r in (0, 1)
+        list(BatchOrder(None, batch=6, batches=3, seed=0, sizes=fixed(8), rank=r, world=2)) for r in (0, 1)
     ]
     for number, batch in enumerate(whole):
         assert sorted(parts[0][number] + parts[1][number]) == sorted(batch)
@@ -259,7 +276,7 @@ def test_devices_share_each_batch() -> None:
 @pytest.mark.parametrize("augment", list(Augment))
 def test_augmentation_depends_on_the_sample_alone(augment: Augment) -> None:
     def load(workers: int, first: int) -> torch.Tensor:
-        order = BatchOrder(None, batch=4, batches=2, seed=5, sizes=[(SIDE, SIDE)], first=first)
+        order = BatchOrder(None, batch=4, batches=2, seed=5, sizes=fixed(SIDE), first=first)
         images = TrainingImages(
             SceneSource(9), num_classes=10, augment=augment, crop_scale=[0.5, 1.0], seed=5
         )

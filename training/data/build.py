@@ -86,7 +86,8 @@ def _scenes(section: DataSection, seed: int) -> TrainingData:
         raise UsageError(f"training and validation scenes share the seed {seed}", fix="change data.val_seed")
     validation = SceneSource(section.val_seed, count=section.val_images) if section.val_images else None
     facts = {"data": "synthetic scenes", "seed": seed, "validation_seed": section.val_seed}
-    return TrainingData(load_classes(SCENES), SceneSource(seed), validation, facts, f"scenes:{seed}")
+    train = SceneSource(seed, close_ups=section.close_ups)
+    return TrainingData(load_classes(SCENES), train, validation, facts, f"scenes:{seed}")
 
 
 def _folder(root: Path, section: DataSection, progress: Callable[[str], None] | None) -> TrainingData:

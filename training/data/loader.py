@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,39 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from wsss_rt.errors import WsssError
-from wsss_rt.training.config import Augment
+from wsss_rt.training.config import Augment, DataSection
 from wsss_rt.training.data.sources import Source
 from wsss_rt.training.data.transforms import Transform, build_transform, local_seed
 
 # (number of the sample in the whole run, index in the source, height, width)
 Key = tuple[int, int, int, int]
 _ORDER, _SIZE, _AUGMENT = 11, 12, 13
+
+
+def batch_sizes(
+    section: DataSection, *, side: int, batch: int, batches: int, seed: int
+) -> Callable[[int], tuple[int, int]]:
+    """The (height, width) of batch number n, as the configuration says; the same for any process and restart.
+
+    Args:
+        section: its ``sizes``, ``size_order``, ``close_ups`` and ``close_up_size``.
+        side: the square side where ``sizes`` is empty.
+        batch, batches: images per batch, and batches in the run.
+        seed: of the random order.
+    """
+    sizes = [(size[0], size[1]) for size in section.sizes] or [(side, side)]
+    close_up = section.close_up_size or side
+    # a batch that holds even one close-up has the close-ups' size
+    begun = min(batches, -(-section.close_ups // batch))
+
+    def size(number: int) -> tuple[int, int]:
+        if number < begun:
+            return close_up, close_up
+        if section.size_order == "growing":
+            return sizes[(number - begun) * len(sizes) // (batches - begun)]
+        return sizes[int(np.random.default_rng((_SIZE, seed, number)).integers(len(sizes)))]
+
+    return size
 
 
 class BatchOrder:
@@ -31,7 +57,7 @@ class BatchOrder:
         batch: images per batch over all devices.
         batches: number of batches in the run.
         seed: of the order.
-        sizes: (height, width) that a batch may have; one of them at random.
+        sizes: (height, width) of every batch: see :func:`batch_sizes`.
         first: number of the batch to begin with.
         rank, world: of this process and how many there are; each takes its share of every batch.
     """
@@ -43,13 +69,13 @@ class BatchOrder:
         batch: int,
         batches: int,
         seed: int,
-        sizes: Sequence[tuple[int, int]],
+        sizes: Callable[[int], tuple[int, int]],
         first: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.count, self.batch, self.batches, self.seed = count, batch, batches, seed
-        self.sizes, self.first, self.rank, self.world = list(sizes), first, rank, world
+        self.sizes, self.first, self.rank, self.world = sizes, first, rank, world
         self._orders: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -57,11 +83,8 @@ class BatchOrder:
 
     def __iter__(self) -> Iterator[list[Key]]:
         for number in range(self.first, self.batches):
-            pick = 0
-            if len(self.sizes) > 1:
-                pick = int(np.random.default_rng((_SIZE, self.seed, number)).integers(len(self.sizes)))
             positions = range(number * self.batch + self.rank, (number + 1) * self.batch, self.world)
-            yield [(position, self._index(position), *self.sizes[pick]) for position in positions]
+            yield [(position, self._index(position), *self.sizes(number)) for position in positions]
 
     def _index(self, position: int) -> int:
         if self.count is None:
@@ -124,8 +147,9 @@ def _collate(samples: list[Any]) -> Any:
 def _prepare_worker(_: int) -> None:
     import cv2
 
-    # the interrupt belongs to the main process, which saves and then ends its workers
+    # both belong to the main process, which saves and then ends its workers; terminals, `timeout` and job
+    # schedulers send them to the whole group. A worker whose main process is gone notices that by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

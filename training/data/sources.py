@@ -102,20 +102,21 @@ class SceneSource:
     Args:
         seed: of the generator.
         count: None for as many as anybody wants.
-        first: number of the first scene.
+        close_ups: as many scenes at the beginning show one large object and nothing else.
     """
 
     has_masks = True
 
-    def __init__(self, seed: int, *, count: int | None = None, first: int = 0) -> None:
-        self.seed, self.count, self.first = seed, count, first
+    def __init__(self, seed: int, *, count: int | None = None, close_ups: int = 0) -> None:
+        self.seed, self.count, self.close_ups = seed, count, close_ups
 
     def load(self, index: int, *, size: tuple[int, int] | None = None, mask: bool = False) -> Sample:
-        """Scene ``first + index``, of ``size`` (height, width) or of the generator's own choice."""
+        """Scene ``index``, of ``size`` (height, width) or of the generator's own choice."""
         from wsss_rt.scenes import render_scene
 
         height, width = size or (None, None)
-        scene = render_scene(self.seed, self.first + index, height=height, width=width)
+        close_up = index < self.close_ups
+        scene = render_scene(self.seed, index, height=height, width=width, close_up=close_up)
         return Sample(scene.image, tuple(scene.tags), scene.mask if mask else None, f"scene {index}")
 
 

@@ -77,8 +77,9 @@ def create_model(
     if side < patch:
         raise UsageError(f"img_size {side} is smaller than the {patch} px patch of {backbone}")
     model = method(trunk, num_classes=num_classes, img_size=side, **options)
-    if pretrained:
-        start_from_backbone(model, trunk)
+    if pretrained or getattr(trunk, "has_start", False):
+        # untrained class tokens differ at random instead: equal ones would take steps to part
+        start_from_backbone(model, trunk, class_token=bool(pretrained))
     return model
 
 

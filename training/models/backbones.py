@@ -5,11 +5,15 @@ Importing this module registers them. They have no pretrained weights.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from wsss_rt.training.models.initialisation import mimetic_start, sine_positions
 
 __all__ = ["OWN_BACKBONES", "ConvStem", "ConvStemEmbed"]
 
@@ -78,8 +82,9 @@ class ConvStem(nn.Sequential):
 class ConvStemEmbed(nn.Module):
     """The patch embedding that timm's VisionTransformer expects, around a :class:`ConvStem`."""
 
-    widths: tuple[int, ...] = (32, 64, 128)
-    residuals: tuple[int, ...] = (0, 0, 0)
+    # a residual block each at stride 4 and 8: a receptive field of about 60 px before any attention
+    widths: tuple[int, ...] = (32, 64, 96)
+    residuals: tuple[int, ...] = (0, 1, 1)
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
         super().__init__()
@@ -94,12 +99,6 @@ class ConvStemEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-class HybridEmbed(ConvStemEmbed):
-    """Two residual blocks each at stride 4 and 8: a receptive field of about 100 px before any attention."""
-
-    residuals = (0, 2, 2)
-
-
 def _vit(kwargs: dict[str, Any], **arguments: Any) -> VisionTransformer:
     # these belong to timm's weight loading, and nothing is loaded here
     for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
@@ -108,34 +107,18 @@ def _vit(kwargs: dict[str, Any], **arguments: Any) -> VisionTransformer:
 
 
 @register_model
-def vit_scene_patch8_160(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """ViT for 160 px with a convolutional stem: 8 px tokens, 192 wide, 6 blocks; 2.8 M parameters."""
-    return _vit(
-        kwargs, img_size=160, patch_size=8, embed_dim=192, depth=6, num_heads=6, embed_layer=ConvStemEmbed
-    )
-
-
-@register_model
 def vit_scene_hybrid8_160(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """As ``vit_scene_patch8_160``, with residual convolutions for two of its six blocks; 2.7 M parameters."""
-    return _vit(
-        kwargs, img_size=160, patch_size=8, embed_dim=192, depth=4, num_heads=6, embed_layer=HybridEmbed
+    """ViT for 160 px: residual convolutions to 8 px tokens, 128 wide, 3 blocks; 1 M parameters."""
+    model = _vit(
+        kwargs, img_size=160, patch_size=8, embed_dim=128, depth=3, num_heads=4, embed_layer=ConvStemEmbed
     )
-
-
-@register_model
-def vit_scene_small8_128(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """A quarter of the cost: 128 px, 8 px tokens, 128 wide, 4 blocks, MLP ratio 3; 0.8 M parameters."""
-    return _vit(
-        kwargs,
-        img_size=128,
-        patch_size=8,
-        embed_dim=128,
-        depth=4,
-        num_heads=2,
-        mlp_ratio=3,
-        embed_layer=ConvStemEmbed,
-    )
+    mimetic_start(model.blocks)
+    with torch.no_grad():
+        patches = model.patch_embed.num_patches
+        # half the scale of what the stem gives: enough to tell neighbours, too little to hide contents
+        model.pos_embed[:, -patches:] = 0.5 * sine_positions(math.isqrt(patches), model.embed_dim)
+    model.has_start = True
+    return model
 
 
 @register_model
@@ -144,6 +127,4 @@ def vit_test_tiny(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     return _vit(kwargs, img_size=64, patch_size=8, embed_dim=32, depth=3, num_heads=2)
 
 
-OWN_BACKBONES = frozenset(
-    {"vit_scene_patch8_160", "vit_scene_hybrid8_160", "vit_scene_small8_128", "vit_test_tiny"}
-)
+OWN_BACKBONES = frozenset({"vit_scene_hybrid8_160", "vit_test_tiny"})

@@ -52,12 +52,14 @@ def build_backbone(name: str, *, pretrained: bool | str | Path = False, drop_pat
     return backbone
 
 
-def start_from_backbone(model: Localizer, backbone: Any) -> None:
-    """Repeat the backbone's class token, and its position, for every class; resize its patch positions.
+def start_from_backbone(model: Localizer, backbone: Any, *, class_token: bool) -> None:
+    """Take over what the backbone says of positions and, where it has been trained, of its class token.
 
     Args:
         model: has ``cls_token`` (1, C, D) and ``pos_embed`` (1, C + N, D); changed in place.
-        backbone: timm ViT with pretrained weights.
+            Patch positions are resized.
+        backbone: timm ViT with a start of its own: pretrained weights, or positions that are not noise.
+        class_token: repeat the class token and its position for every class.
     """
     classes, side = model.num_classes, model.stored_side
     cls_token, pos_embed = model.get_parameter("cls_token"), model.get_parameter("pos_embed")
@@ -66,7 +68,7 @@ def start_from_backbone(model: Localizer, backbone: Any) -> None:
         own = backbone.pos_embed[:, -patches:]
         # square on square: equal grids come back untouched
         pos_embed[:, classes:] = resize_positions(own, (side, side), image_size=(side, side), offset=0.0)
-        if getattr(backbone, "cls_token", None) is not None:
+        if class_token and getattr(backbone, "cls_token", None) is not None:
             cls_token.copy_(backbone.cls_token[:, :1].expand(-1, classes, -1))
             if backbone.pos_embed.shape[1] > patches:
                 pos_embed[:, :classes] = backbone.pos_embed[:, :1]

@@ -58,16 +58,24 @@ def check_size(height: int | None, width: int | None) -> None:
         )
 
 
-def render_scene(seed: int, index: int, *, height: int | None = None, width: int | None = None) -> Scene:
+def render_scene(
+    seed: int,
+    index: int,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    close_up: bool = False,
+) -> Scene:
     """Scene number `index` of `seed`: the same bytes in any order, process or number of threads.
 
     Without height and width the size is random and never square: short side 160..256, aspect up to 1.6.
+    A close-up shows one large object and no distractors: what a training run may begin with.
     Raises UsageError for a size outside 64..4096, or a negative seed or index.
     """
     check_size(height, width)
     if seed < 0 or index < 0:
         raise UsageError(f"seed {seed} and index {index} must not be negative")
-    layers = render_layers(seed, index, height, width)
+    layers = render_layers(seed, index, height, width, close_up=close_up)
     image = cv2.imdecode(np.frombuffer(layers.jpeg, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise RuntimeError("OpenCV could not decode the JPEG that it wrote")

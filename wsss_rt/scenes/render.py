@@ -20,6 +20,8 @@ MIN_VISIBLE_AREA = 60  # pixels
 MIN_VISIBLE_EMBLEM = 0.5
 MIN_EXTENT = 26.0  # pixels: below, no pattern survives JPEG
 _TRIES = 6
+_HUE_SPREAD = 0.015  # of the colour circle, standard deviation; classes are 0.1 apart
+_CLOSE_UP_EXTENT = 0.6, 0.95  # of the short side
 _PLAIN, _BLANK_PATCH, _NOISE_PATCH = -1, -2, -3  # kinds of distractor; 0..9 are classes
 
 
@@ -47,10 +49,21 @@ class Layers:
     contexts: tuple[int, ...]
 
 
+def _ink(rng: np.random.Generator, kind: int, body: tuple[float, float, float]) -> Color:
+    """Colour of a class's pattern: of the class's hue, and lighter or darker than the body.
+
+    Vivid ink on muted surfaces makes classes learnable within minutes on a CPU; patterns of any colour take
+    ten times as long, and what the scenes are for is where an object ends, not what it is called.
+    """
+    hue = kind / NUM_CLASSES + rng.normal(0, _HUE_SPREAD)
+    light = body[2] < 0.62
+    return hsv(hue, rng.uniform(0.75, 1.0), rng.uniform(0.85, 1.0) if light else rng.uniform(0.3, 0.45))
+
+
 def _contrast(rng: np.random.Generator, hue: float, saturation: float, value: float) -> Color:
     """A colour of about the body's hue that differs clearly in brightness."""
-    step = rng.uniform(0.33, 0.6)
-    brighter = value < 0.5 if abs(value - 0.5) > 0.15 else rng.random() < 0.5
+    step = rng.uniform(0.45, 0.7)
+    brighter = value < 0.5 if abs(value - 0.5) > 0.1 else rng.random() < 0.5
     return hsv(
         hue + rng.normal(0, 0.05), saturation * rng.uniform(0.5, 1.1), value + (step if brighter else -step)
     )
@@ -62,7 +75,7 @@ def make_sprite(rng: np.random.Generator, kind: int, extent: float, backdrop: Co
     coverage = fill_outline(outline, side)
     body = coverage > 127
     for _ in range(4):
-        hue, saturation, value = rng.random(), rng.uniform(0.25, 0.95), rng.uniform(0.3, 0.9)
+        hue, saturation, value = rng.random(), rng.uniform(0.05, 0.45), rng.uniform(0.3, 0.9)
         color = hsv(hue, saturation, value)
         if sum(abs(a - b) for a, b in zip(color, backdrop, strict=True)) > 130.0:
             break
@@ -92,10 +105,14 @@ def make_sprite(rng: np.random.Generator, kind: int, extent: float, backdrop: Co
     )
     emblem = np.zeros_like(body)
     if kind != _PLAIN:
-        share = float(rng.uniform(0.3, 0.5)) if extent > 45 * unit else float(rng.uniform(0.42, 0.5))
+        share = float(rng.uniform(0.36, 0.54)) if extent > 45 * unit else float(rng.uniform(0.45, 0.54))
         region = emblem_region(rng, coverage, axis, share)
         emblem = (region > 0.5) & body
-        dark = _contrast(rng, hue, saturation, value - 0.1)
+        dark = (
+            _ink(rng, kind, (hue, saturation, value))
+            if kind >= 0
+            else _contrast(rng, rng.random(), saturation, value - 0.1)
+        )
         light = (min(255.0, dark[0] + 40.0), min(255.0, dark[1] + 40.0), min(255.0, dark[2] + 40.0))
         if kind >= 0:
             pattern = pattern_view(rng, kind, side, float(np.count_nonzero(emblem)))
@@ -104,7 +121,7 @@ def make_sprite(rng: np.random.Generator, kind: int, extent: float, backdrop: Co
             pattern = cv2.LUT(blotches, np.clip((np.arange(256) - 128) * 6 + 128, 0, 255).astype(np.uint8))
         else:
             pattern = np.full((side, side), int(rng.integers(110, 256)), np.uint8)
-        strength = float(rng.uniform(0.72, 1.0))
+        strength = float(rng.uniform(0.85, 1.0))
         weight = (region * pattern * np.float32(strength)).astype(np.uint8)
         image = blend(image, tint(field, dark, light), weight)
     if rng.random() < 0.5:
@@ -156,24 +173,21 @@ def _place(
 
 
 def _compose(
-    rng: np.random.Generator, canvas: U8, kinds: list[int], unit: float
+    rng: np.random.Generator, canvas: U8, kinds: list[int], unit: float, close_up: bool
 ) -> tuple[U8, npt.NDArray[np.uint8], npt.NDArray[np.bool_], list[int]]:
     """Paint objects and distractors; returns mask, owner (1-based item, 0 none), emblem, placed objects."""
     height, width = canvas.shape[:2]
     backdrop: Color = tuple(float(v) for v in cv2.mean(canvas)[:3])  # type: ignore[assignment]
-    distractors = [
-        int(k)
-        for k in rng.choice(
-            (_PLAIN, _BLANK_PATCH, _NOISE_PATCH), int(rng.choice(4, p=(0.25, 0.35, 0.25, 0.15)))
-        )
-    ]
-    items = [*kinds, *distractors]
+    count = 0 if close_up else int(rng.choice(4, p=(0.25, 0.35, 0.25, 0.15)))
+    items = [*kinds, *(int(k) for k in rng.choice((_PLAIN, _BLANK_PATCH, _NOISE_PATCH), count))]
     # Front to back, so that every item knows what hides it; painted afterwards in the opposite order.
     order = [items[i] for i in rng.permutation(len(items))]
     taken = np.zeros((height, width), np.bool_)
     placed: list[tuple[Sprite, tuple[slice, slice, slice, slice]]] = []
     for kind in order:
         extent = _extent(rng, min(height, width), len(items))
+        if close_up:
+            extent = min(height, width) * float(rng.uniform(*_CLOSE_UP_EXTENT))
         if kind < 0:
             extent = max(MIN_EXTENT, 0.8 * extent)
         sprite = make_sprite(rng, kind, extent, backdrop, unit)
@@ -202,6 +216,12 @@ def _compose(
     return mask, owner, emblem, [s.class_index for s, _ in placed if s.class_index >= 0]
 
 
+def _mute(canvas: U8) -> U8:
+    """Half the saturation."""
+    grey = cv2.cvtColor(cv2.cvtColor(canvas, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return np.asarray(cv2.addWeighted(canvas, 0.5, grey, 0.5, 0), np.uint8)
+
+
 def _photograph(rng: np.random.Generator, canvas: U8) -> bytes:
     """Light, colour cast, blur, sensor noise and JPEG."""
     height, width = canvas.shape[:2]
@@ -219,7 +239,9 @@ def _photograph(rng: np.random.Generator, canvas: U8) -> bytes:
     return jpeg.tobytes()
 
 
-def render_layers(seed: int, index: int, height: int | None, width: int | None) -> Layers:
+def render_layers(
+    seed: int, index: int, height: int | None, width: int | None, *, close_up: bool = False
+) -> Layers:
     """Everything about scene `index` of `seed`; depends on nothing else."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
     short, aspect, wide = int(rng.integers(160, 257)), float(rng.uniform(1.05, 1.6)), rng.random() < 0.6
@@ -227,9 +249,11 @@ def render_layers(seed: int, index: int, height: int | None, width: int | None) 
     default = (short, long) if wide else (long, short)
     height, width = height or default[0], width or default[1]
     kinds, distinct = _pick_classes(rng)
+    if close_up:
+        kinds, distinct = kinds[:1], (kinds[0],)
     contexts = pick_contexts(rng, distinct)
-    canvas = draw_background(rng, height, width, contexts)
-    mask, owner, emblem, objects = _compose(rng, canvas, kinds, min(height, width) / 224.0)
+    canvas = _mute(draw_background(rng, height, width, contexts))
+    mask, owner, emblem, objects = _compose(rng, canvas, kinds, min(height, width) / 224.0, close_up)
     jpeg = _photograph(rng, canvas)
     present = np.flatnonzero(np.bincount(mask.ravel(), minlength=NUM_CLASSES + 1)[1:])
     classes = tuple(int(c) for c in present)
