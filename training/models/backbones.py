@@ -109,7 +109,7 @@ def _vit(kwargs: dict[str, Any], **arguments: Any) -> VisionTransformer:
 @register_model
 def vit_scene_hybrid8_160(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """ViT for 160 px: residual convolutions to 8 px tokens, 128 wide, 3 blocks; 1 M parameters."""
-    model = _vit(
+    model: Any = _vit(
         kwargs, img_size=160, patch_size=8, embed_dim=128, depth=3, num_heads=4, embed_layer=ConvStemEmbed
     )
     mimetic_start(model.blocks)

@@ -10,6 +10,8 @@ affinity then means something from the first step.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +22,10 @@ _VALUE_OUT = 0.4, -0.4
 
 
 @torch.no_grad()
-def mimetic_start(blocks: nn.ModuleList) -> None:
+def mimetic_start(blocks: Iterable[nn.Module]) -> None:
     """Set the attention projections of timm's ViT blocks as the paper says; biases become zero."""
     for block in blocks:
-        attention = block.attn
+        attention: Any = block.attn
         dim, heads = attention.qkv.in_features, attention.num_heads
         queries, keys = [], []
         for _ in range(heads):
