@@ -22,6 +22,8 @@ MIN_EXTENT = 26.0  # pixels: below, no pattern survives JPEG
 _TRIES = 6
 _HUE_SPREAD = 0.015  # of the colour circle, standard deviation; classes are 0.1 apart
 _CLOSE_UP_EXTENT = 0.6, 0.95  # of the short side
+_SHARE = 0.48, 0.7  # of a body that its emblem covers; the rest tells nothing
+_SHARE_SMALL = 0.6, 0.7  # of bodies so small that less would not survive JPEG
 _PLAIN, _BLANK_PATCH, _NOISE_PATCH = -1, -2, -3  # kinds of distractor; 0..9 are classes
 
 
@@ -49,24 +51,22 @@ class Layers:
     contexts: tuple[int, ...]
 
 
-def _ink(rng: np.random.Generator, kind: int, body: tuple[float, float, float]) -> Color:
-    """Colour of a class's pattern: of the class's hue, and lighter or darker than the body.
+def _ink(rng: np.random.Generator, kind: int, value: float) -> Color:
+    """Vivid colour of a class's pattern: of the class's hue, lighter or darker than a body of this value.
 
-    Vivid ink on muted surfaces makes classes learnable within minutes on a CPU; patterns of any colour take
-    ten times as long, and what the scenes are for is where an object ends, not what it is called.
+    What scenes measure is where an object ends, not what it is called; docs/decisions.md tells what else was
+    tried.
     """
     hue = kind / NUM_CLASSES + rng.normal(0, _HUE_SPREAD)
-    light = body[2] < 0.62
-    return hsv(hue, rng.uniform(0.75, 1.0), rng.uniform(0.85, 1.0) if light else rng.uniform(0.3, 0.45))
+    brightness = rng.uniform(0.85, 1.0) if value < 0.62 else rng.uniform(0.3, 0.45)
+    return hsv(hue, rng.uniform(0.75, 1.0), brightness)
 
 
-def _contrast(rng: np.random.Generator, hue: float, saturation: float, value: float) -> Color:
-    """A colour of about the body's hue that differs clearly in brightness."""
+def _patch_color(rng: np.random.Generator, saturation: float, value: float) -> Color:
+    """Colour of a distractor's patch: any hue, as muted as its body, clearly lighter or darker."""
     step = rng.uniform(0.45, 0.7)
     brighter = value < 0.5 if abs(value - 0.5) > 0.1 else rng.random() < 0.5
-    return hsv(
-        hue + rng.normal(0, 0.05), saturation * rng.uniform(0.5, 1.1), value + (step if brighter else -step)
-    )
+    return hsv(rng.random(), saturation * rng.uniform(0.5, 1.1), value + (step if brighter else -step))
 
 
 def make_sprite(rng: np.random.Generator, kind: int, extent: float, backdrop: Color, unit: float) -> Sprite:
@@ -105,14 +105,10 @@ def make_sprite(rng: np.random.Generator, kind: int, extent: float, backdrop: Co
     )
     emblem = np.zeros_like(body)
     if kind != _PLAIN:
-        share = float(rng.uniform(0.36, 0.54)) if extent > 45 * unit else float(rng.uniform(0.45, 0.54))
+        share = float(rng.uniform(*(_SHARE if extent > 45 * unit else _SHARE_SMALL)))
         region = emblem_region(rng, coverage, axis, share)
         emblem = (region > 0.5) & body
-        dark = (
-            _ink(rng, kind, (hue, saturation, value))
-            if kind >= 0
-            else _contrast(rng, rng.random(), saturation, value - 0.1)
-        )
+        dark = _ink(rng, kind, value) if kind >= 0 else _patch_color(rng, saturation, value - 0.1)
         light = (min(255.0, dark[0] + 40.0), min(255.0, dark[1] + 40.0), min(255.0, dark[2] + 40.0))
         if kind >= 0:
             pattern = pattern_view(rng, kind, side, float(np.count_nonzero(emblem)))
@@ -139,7 +135,9 @@ def _pick_classes(rng: np.random.Generator) -> tuple[list[int], tuple[int, ...]]
     return kinds, tuple(sorted(int(c) for c in distinct))
 
 
-def _extent(rng: np.random.Generator, short: int, crowd: int) -> float:
+def _extent(rng: np.random.Generator, short: int, crowd: int, close_up: bool) -> float:
+    if close_up:
+        return short * float(rng.uniform(*_CLOSE_UP_EXTENT))
     upper = 0.6 if crowd < 3 else 0.52
     return max(MIN_EXTENT, short * (0.10 + (upper - 0.10) * float(rng.beta(2.0, 1.2))))
 
@@ -185,9 +183,7 @@ def _compose(
     taken = np.zeros((height, width), np.bool_)
     placed: list[tuple[Sprite, tuple[slice, slice, slice, slice]]] = []
     for kind in order:
-        extent = _extent(rng, min(height, width), len(items))
-        if close_up:
-            extent = min(height, width) * float(rng.uniform(*_CLOSE_UP_EXTENT))
+        extent = _extent(rng, min(height, width), len(items), close_up)
         if kind < 0:
             extent = max(MIN_EXTENT, 0.8 * extent)
         sprite = make_sprite(rng, kind, extent, backdrop, unit)
