@@ -1,7 +1,8 @@
-"""Losses that several methods share, always computed in float32."""
+"""Losses of the methods, always computed in float32."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,3 +18,43 @@ def multilabel_soft_margin(logits: Tensor, targets: Tensor) -> Tensor:
         Scalar float32.
     """
     return functional.binary_cross_entropy_with_logits(logits.float(), targets.float())
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of a softmax over classes, mean over images.
+
+    Args:
+        logits: (B, C), any float type.
+        targets: (B, C) in {0, 1}; any dtype. Several classes of an image share its target equally; an image
+            without any adds nothing but what smoothing asks for.
+        smoothing: share of the target that is spread over all classes, 0..1.
+
+    Returns:
+        Scalar float32.
+    """
+    wanted = targets.float()
+    shares = wanted / wanted.sum(dim=1, keepdim=True).clamp_min(1)
+    return functional.cross_entropy(logits.float(), shares, label_smoothing=smoothing)
+
+
+def class_token_contrast(tokens: Tensor, targets: Tensor) -> Tensor:
+    """Contrast of class tokens (MCTformer+, TPAMI 2024): those of present classes differ from all others.
+
+    In every layer a class token is to be picked among all class tokens of its image by cosine similarity,
+    without a temperature; the cross entropy is the mean over layers, over present classes, then over images.
+
+    Args:
+        tokens: (L, B, C, D), output class tokens of the layers that count; any float type.
+        targets: (B, C) in {0, 1}; any dtype.
+
+    Returns:
+        Scalar float32; an image without classes adds 0.
+    """
+    present = targets.float()
+    # half precision would round the cosines, whose differences are all that counts
+    with torch.autocast(tokens.device.type, enabled=False):
+        unit = functional.normalize(tokens.float(), dim=-1)
+        cosine = unit @ unit.transpose(-2, -1)
+    entropy = torch.logsumexp(cosine, dim=-1) - cosine.diagonal(dim1=-2, dim2=-1)
+    per_image = (entropy * present).sum(dim=-1).mean(dim=0)
+    return (per_image / (present.sum(dim=-1) + 1e-8)).mean()

@@ -10,7 +10,8 @@ import torch
 
 MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
 STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
-_NORMS = ("norm1.weight", "norm2.weight", "norm.weight")
+IMAGE_SEEDS = {"224x224": 0, "192x320": 1}
+_NORMS = ("norm1.weight", "norm2.weight", "norm3.weight", "norm.weight")
 
 
 def seeded_state(shapes: Mapping[str, tuple[int, ...]], scale: float) -> dict[str, torch.Tensor]:

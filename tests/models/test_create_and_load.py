@@ -82,8 +82,10 @@ def test_official_defaults() -> None:
         "layers_fused": 12,
         "attention_type": "attention",
         "affinity": True,
+        "consistency": None,
+        "alpha": 100.0,
     }
-    assert method_options("mctformer-v2") == {"layers_fused": 12, "attention_type": "fused", "affinity": True}
+    assert method_options("mctformer-v2") == method_options("mctformer-v1") | {"attention_type": "fused"}
 
 
 def test_img_size_fixes_the_stored_grid() -> None:

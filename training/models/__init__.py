@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from wsss_rt.errors import UsageError, nearest
+from wsss_rt.training.models.acr import ACR
 from wsss_rt.training.models.base import Localization, Localizer, load_official, official_shapes
 from wsss_rt.training.models.mctformer import MCTformerV1, MCTformerV2
+from wsss_rt.training.models.mctformer_plus import MCTformerPlus
+from wsss_rt.training.models.token_refinement import TokenRefinement
 from wsss_rt.training.models.trunk import build_backbone, start_from_backbone
+from wsss_rt.training.models.ts_cam import TSCAM
 
 __all__ = [
     "METHODS",
@@ -27,7 +31,11 @@ __all__ = [
 DEFAULT_BACKBONE = "deit_small_patch16_224"
 METHODS: dict[str, type[Localizer]] = {
     "mctformer-v1": MCTformerV1,
+    "acr": ACR,
     "mctformer-v2": MCTformerV2,
+    "token-refinement": TokenRefinement,
+    "mctformer-plus": MCTformerPlus,
+    "ts-cam": TSCAM,
 }
 _BUILT_IN = {"self", "backbone", "num_classes", "img_size", "options"}
 

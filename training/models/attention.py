@@ -16,6 +16,7 @@ from wsss_rt.training.models.fusion import AttentionSums
 _EXPLICIT_TOKENS = 1024
 
 Observer = Callable[[int, Tensor, Tensor], None]
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def run_blocks(
@@ -51,13 +52,18 @@ def run_blocks(
 def block_forward(block: Any, tokens: Tensor) -> Tensor:
     """One block without reading its attention. (B, T, D) to (B, T, D)."""
     attn = block.attn
-    q, k, v = _project(attn, block.norm1(tokens))
+    q, k, v = project_heads(attn, block.norm1(tokens))
     trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
     if trained and tokens.device.type == "cpu" and tokens.shape[1] <= _EXPLICIT_TOKENS:
         return _finish(block, tokens, _explicit_attention(attn, q, k, v))
     dropout = attn.attn_drop.p if attn.training else 0.0
     mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
     return _finish(block, tokens, mixed)
+
+
+def block_mixing(block: Any, tokens: Tensor, mix: Mix) -> Tensor:
+    """One block whose attention is ``mix(q, k, v)``, each (B, H, T, d). (B, T, D) to (B, T, D)."""
+    return _finish(block, tokens, mix(*project_heads(block.attn, block.norm1(tokens))))
 
 
 def _explicit_attention(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -74,7 +80,7 @@ def block_with_attention(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         Tokens (B, T, D) and attention (B, H, T, T), rows are queries; each row sums to 1.
     """
     attn = block.attn
-    q, k, v = _project(attn, block.norm1(tokens))
+    q, k, v = project_heads(attn, block.norm1(tokens))
     attention = torch.softmax(q * attn.scale @ k.transpose(-2, -1), dim=-1)
     mixed = attn.attn_drop(attention).to(v.dtype) @ v
     return _finish(block, tokens, mixed), attention
@@ -93,7 +99,8 @@ def check_blocks(blocks: Iterable[Any]) -> str | None:
     return None
 
 
-def _project(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_heads(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each (B, H, T, d), of normed tokens (B, T, D)."""
     batch, count, _ = tokens.shape
     qkv = attn.qkv(tokens).reshape(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)

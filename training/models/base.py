@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import WsssError
+from wsss_rt.training.models import tokens as token_ops
+from wsss_rt.training.models.position import resize_positions
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Localization:
         scores: (B, C) float32 logits.
         maps: (B, C, rows, columns) float32, one value per patch token; scale and offset are the method's own.
         extras: named intermediates, empty unless asked for; without the batch dimension when B is 1, but for
-            ``logits_*``.
+            logits and what lists all layers first (token refinement keeps it everywhere).
     """
 
     scores: Tensor
@@ -37,7 +40,19 @@ class Localizer(nn.Module, ABC):
         patch_size: pixels per token.
         embed_dim: D.
         depth: number of blocks.
+        cls_token: learned class tokens (1, C, D), or (1, 1, D) where one stands for all classes.
+        pos_embed: learned positions (1, C + side * side, D), class tokens first; a method that keeps the two
+            apart overrides :meth:`stored_positions`.
+        position_offset: enters the sampling step of resized positions, see ``resize_positions``.
+        position_bilinear: whether these are resized bilinearly; bicubically otherwise.
+        official_leftovers: how keys begin that an official state dict may hold and nothing reads.
     """
+
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+    position_offset: float = 0.0
+    position_bilinear: bool = False
+    official_leftovers: tuple[str, ...] = ()
 
     def __init__(self, backbone: Any, *, num_classes: int, img_size: int) -> None:
         super().__init__()
@@ -54,6 +69,13 @@ class Localizer(nn.Module, ABC):
     def stored_side(self) -> int:
         """Rows, and columns, of the stored position grid."""
         return self.img_size // self.patch_size
+
+    def stored_positions(self) -> tuple[Tensor, Tensor]:
+        """Learned positions of the class tokens (1, C, D) and of the patches (1, side * side, D).
+
+        They are views of the parameters: what is written into them without gradient is stored.
+        """
+        return token_ops.split(self.pos_embed, self.pos_embed.shape[1] - self.stored_side**2)
 
     @abstractmethod
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -91,15 +113,35 @@ class Localizer(nn.Module, ABC):
         """Our state dict from the official one, which was checked before."""
         return dict(state)
 
+    def trunk_features(self, images: Tensor) -> Tensor:
+        """What the patch projection reads: the images, or features (B, F, h, w) of a convolutional trunk."""
+        trunk = getattr(self.patch_embed, "backbone", None)
+        return images if trunk is None else trunk(images)
+
     def patch_tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patch tokens (B, N, D) before positions, and the grid (rows, columns).
 
         The projection is called itself, past timm's size checks: a strided convolution without padding floors
         sizes that are no multiple of the patch, as the official code does.
         """
-        features = self.patch_embed.proj(images)
+        features = self.patch_embed.proj(self.trunk_features(images))
         tokens = features.flatten(2).transpose(1, 2)
         return self.patch_embed.norm(tokens), (features.shape[-2], features.shape[-1])
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
+        """Token sequence (B, C + N, D) with positions, the grid, and the positions (1, C + N, D)."""
+        patches, grid = self.patch_tokens(images)
+        of_classes, of_patches = self.stored_positions()
+        size = (images.shape[-2], images.shape[-1])
+        resized = resize_positions(
+            of_patches,
+            grid,
+            image_size=size,
+            offset=self.position_offset,
+            bilinear=self.position_bilinear,
+        )
+        positions = torch.cat((of_classes, resized), dim=1)
+        return token_ops.prepend(self.cls_token, patches) + positions, grid, positions
 
 
 def official_shapes(model: Localizer) -> dict[str, tuple[int, ...]]:
@@ -121,7 +163,8 @@ def load_official(model: Localizer, state: Mapping[str, Any]) -> None:
         state = state["model"]
     expected = model.official_shapes()
     missing = [key for key in expected if key not in state]
-    extra = [key for key in state if key not in expected]
+    leftovers = model.official_leftovers
+    extra = [key for key in state if key not in expected and not key.startswith(leftovers)]
     misshapen = [
         f"{key} {_shape_of(state[key])} instead of {shape}"
         for key, shape in expected.items()

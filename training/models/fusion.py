@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from wsss_rt.errors import UsageError
+
 
 class AttentionSums:
     """Sums over layers of the two parts of the attention that maps need; no layer's matrix is kept.
@@ -37,6 +39,13 @@ class AttentionSums:
         if self._affinity:
             part = patches[:, self._classes :]
             self.affinity = part if self.affinity is None else self.affinity + part
+
+
+def check_layers_fused(layers: int) -> int:
+    """The number of layers to fuse, if it is one; more than there are means all."""
+    if layers < 1:
+        raise UsageError(f"layers_fused is {layers}, but at least one layer must be fused")
+    return layers
 
 
 def to_grid(flat: Tensor, grid: tuple[int, int]) -> Tensor:

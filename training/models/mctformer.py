@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.training.losses import multilabel_soft_margin
 from wsss_rt.training.models import tokens as token_ops
-from wsss_rt.training.models.attention import run_blocks
+from wsss_rt.training.models.attention import Observer, run_blocks
 from wsss_rt.training.models.base import Localization, Localizer
-from wsss_rt.training.models.extras import LayerTrace
-from wsss_rt.training.models.fusion import AttentionSums, refine, to_grid
-from wsss_rt.training.models.position import new_positions, resize_positions
+from wsss_rt.training.models.consistency import HeadMeans, OneView, find_view, paired_losses
+from wsss_rt.training.models.extras import LayerTrace, without_batch_of_one
+from wsss_rt.training.models.fusion import AttentionSums, check_layers_fused, refine, to_grid
+from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
+from wsss_rt.training.models.position import new_positions
 
 
 class MCTformerV1(Localizer):
@@ -30,11 +32,15 @@ class MCTformerV1(Localizer):
             the paper and the official scripts use 3.
         attention_type: ``"attention"``, the only map that V1 has.
         affinity: refine the map with patch-to-patch attention summed over all layers.
+        consistency: ``"acr"`` trains on the image and its mirror image, and their attention shall agree (see
+            ``consistency.py``); None, officially.
+        alpha: weight of that agreement.
 
     ``layers_fused``, ``attention_type`` and ``affinity`` only concern :meth:`localize`; set them any time.
     """
 
     attention_types: tuple[str, ...] = ("attention",)
+    position_offset = 0.1
 
     def __init__(
         self,
@@ -45,15 +51,19 @@ class MCTformerV1(Localizer):
         layers_fused: int = 12,
         attention_type: str = "attention",
         affinity: bool = True,
+        consistency: str | None = None,
+        alpha: float = 100.0,
     ) -> None:
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
-        if layers_fused < 1:
-            raise UsageError(f"layers_fused is {layers_fused}, but at least one layer must be fused")
-        self.layers_fused = layers_fused
+        if consistency not in (None, "acr"):
+            raise UsageError(f"unknown consistency {consistency!r}", fix="'acr', or leave it out")
+        self.consistency = consistency
+        self.alpha = alpha
+        self.layers_fused = check_layers_fused(layers_fused)
         self.attention_type = attention_type
         self.affinity = affinity
         self.cls_token = token_ops.new_tokens(num_classes, self.embed_dim)
-        self.pos_embed = new_positions(num_classes + self.stored_side**2, self.embed_dim)
+        self._add_positions()
         self.head: nn.Module = self._new_head()
 
     @property
@@ -69,8 +79,16 @@ class MCTformerV1(Localizer):
         self._attention_type = value
 
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        sequence, grid, _ = self._embed(images)
-        return self._losses(run_blocks(self.blocks, sequence), grid, targets)
+        if self.consistency is None:
+            return self._view_losses(images, targets)[0]
+
+        def run(view: Tensor) -> OneView:
+            means = HeadMeans()
+            losses, grid = self._view_losses(view, targets, observe=means)
+            return losses, means.layers, grid
+
+        flip = find_view("flip")
+        return paired_losses(run, images, view=flip, alpha=self.alpha, class_tokens=self.num_classes)
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
         embedded, grid, positions = self._embed(images)
@@ -83,7 +101,9 @@ class MCTformerV1(Localizer):
         )
         trace = LayerTrace(self.num_classes) if extras else None
         sequence = run_blocks(self.blocks, embedded, sums=sums, observe=trace)
-        attention = None if sums.class_to_patch is None else to_grid(sums.class_to_patch, grid)
+        attention = None
+        if sums.class_to_patch is not None:
+            attention = to_grid(self._over_layers(sums.class_to_patch, self.layers_fused), grid)
         semantic = self._semantic_map(sequence, grid)
         maps = self._fuse(attention, semantic)
         if sums.affinity is not None:
@@ -92,20 +112,27 @@ class MCTformerV1(Localizer):
         if trace is not None:
             named = self._extras(trace, sequence, semantic, grid)
             named["patch_embed_first8ch"] = self.patch_tokens(images)[0][..., :8]
-            named["pos_embed_used_first8ch"] = positions[..., :8].expand(images.shape[0], -1, -1)
-            named = _without_batch_of_one(named)
+            used = self._used_positions(positions)
+            named["pos_embed_used_first8ch"] = used[..., :8].expand(images.shape[0], -1, -1)
+            named = without_batch_of_one(named)
         return Localization(self._scores(sequence, semantic), maps.float(), named)
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
-        """Token sequence (B, C + N, D) with positions, the grid, and the positions (1, C + N, D)."""
-        patches, grid = self.patch_tokens(images)
-        of_classes, of_patches = token_ops.split(self.pos_embed, self.num_classes)
-        size = (images.shape[-2], images.shape[-1])
-        positions = torch.cat((of_classes, resize_positions(of_patches, grid, image_size=size)), dim=1)
-        return token_ops.prepend(self.cls_token, patches) + positions, grid, positions
+    def _add_positions(self) -> None:
+        self.pos_embed = new_positions(self.num_classes + self.stored_side**2, self.embed_dim)
+
+    def _used_positions(self, positions: Tensor) -> Tensor:
+        """Of the positions (1, C + N, D), those that extras name."""
+        return positions
 
     def _new_head(self) -> nn.Module:
         return nn.Linear(self.embed_dim, self.num_classes)
+
+    def _view_losses(
+        self, images: Tensor, targets: Tensor, observe: Observer | None = None
+    ) -> tuple[dict[str, Tensor], tuple[int, int]]:
+        """Losses of images as they come, and their grid; ``observe`` reads the attention."""
+        sequence, grid, _ = self._embed(images)
+        return self._losses(run_blocks(self.blocks, sequence, observe=observe), grid, targets), grid
 
     def _losses(self, sequence: Tensor, grid: tuple[int, int], targets: Tensor) -> dict[str, Tensor]:
         return {"class": multilabel_soft_margin(self._class_logits(sequence), targets)}
@@ -119,6 +146,10 @@ class MCTformerV1(Localizer):
     def _semantic_map(self, sequence: Tensor, grid: tuple[int, int]) -> Tensor | None:
         """Class evidence per patch (B, C, rows, columns) before ReLU, where the method has such a head."""
         return None
+
+    def _over_layers(self, summed: Tensor, layers: int) -> Tensor:
+        """What is fused of attention that was summed over the last ``layers``: here the sum itself."""
+        return summed
 
     def _fuse(self, attention: Tensor | None, semantic: Tensor | None) -> Tensor:
         """The map before refinement."""
@@ -138,7 +169,8 @@ class MCTformerV1(Localizer):
             **trace.named(grid),
         }
         for layers in (self.depth, 3):
-            named[f"mct_attn_K{layers}"] = to_grid(trace.last_layers(layers), grid)
+            attention = self._over_layers(trace.last_layers(layers), layers)
+            named[f"mct_attn_K{layers}"] = to_grid(attention, grid)
             named[f"refined_K{layers}"] = refine(affinity, named[f"mct_attn_K{layers}"])
         return named
 
@@ -159,7 +191,7 @@ class MCTformerV2(MCTformerV1):
         super().__init__(backbone, attention_type=attention_type, **options)
 
     def _new_head(self) -> nn.Module:
-        return nn.Conv2d(self.embed_dim, self.num_classes, 3, padding=1)
+        return new_patch_head(self.embed_dim, self.num_classes)
 
     def _losses(self, sequence: Tensor, grid: tuple[int, int], targets: Tensor) -> dict[str, Tensor]:
         patch_logits = self._pool(self._semantic_map(sequence, grid))
@@ -169,12 +201,11 @@ class MCTformerV2(MCTformerV1):
         }
 
     def _semantic_map(self, sequence: Tensor, grid: tuple[int, int]) -> Tensor:
-        patches = token_ops.split(sequence, self.num_classes)[1]
-        return self.head(to_grid(patches.transpose(1, 2), grid)).float()
+        return semantic_map(self.head, token_ops.split(sequence, self.num_classes)[1], grid)
 
     def _pool(self, semantic: Tensor) -> Tensor:
         """Patch logits (B, C): the average over all patches, before ReLU."""
-        return semantic.flatten(2).mean(dim=-1)
+        return average_pool(semantic)
 
     def _scores(self, sequence: Tensor, semantic: Tensor | None) -> Tensor:
         assert semantic is not None
@@ -207,10 +238,3 @@ class MCTformerV2(MCTformerV1):
             named[f"fused_K{layers}"] = fused
             named[f"refined_K{layers}"] = refine(trace.affinity_sum, fused)
         return named
-
-
-def _without_batch_of_one(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: value if name.startswith("logits_") or value.shape[0] != 1 else value[0]
-        for name, value in named.items()
-    }

@@ -1,10 +1,12 @@
-"""Position embeddings, and their bicubic resizing to another token grid.
+"""Position embeddings, and their resizing to another token grid.
 
 The resize is written as two small matrices built from elementary operations, since `interpolate` with a scale
 factor neither traces with a dynamic size nor exists with the same sampling step in every runtime.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +21,14 @@ def new_positions(count: int, dim: int) -> nn.Parameter:
 
 
 def resize_positions(
-    stored: Tensor, grid: tuple[int, int], *, image_size: tuple[int, int], offset: float = 0.1
+    stored: Tensor,
+    grid: tuple[int, int],
+    *,
+    image_size: tuple[int, int],
+    offset: float = 0.1,
+    bilinear: bool = False,
 ) -> Tensor:
-    """Resize the embedding of a square grid to ``grid``, bicubic, border clamped, without antialiasing.
+    """Resize the embedding of a square grid to ``grid``, border clamped, without antialiasing.
 
     Source coordinate of row i: ``(i + 0.5) * side / (rows + offset) - 0.5``. The offset of 0.1 that MCTformer
     V1 and V2 use guards a floor in the original code, and moves the samples; 0 gives the usual resize. The
@@ -32,6 +39,7 @@ def resize_positions(
         grid: rows and columns of tokens; may be symbolic under ``torch.export``.
         image_size: height and width in pixels; it decides whether the image counts as square.
         offset: added to the grid's size in the sampling step, in tokens.
+        bilinear: weigh the two nearest positions per axis; four by cubic convolution otherwise.
 
     Returns:
         (1, rows * columns, D), in the dtype of ``stored``.
@@ -47,14 +55,19 @@ def resize_positions(
     square = torch.logical_and(_scalar(rows, device) == side, _scalar(columns, device) == side)
     as_stored = torch.logical_and(square, _scalar(image_size[0], device) == _scalar(image_size[1], device))
     with torch.autocast(device.type, enabled=False):
-        table = stored.float().reshape(side, side, -1)
-        across_rows = _bicubic_matrix(rows, side, as_stored, offset=offset) @ table.reshape(side, -1)
-        by_column = across_rows.reshape(rows, side, -1)
-        resized = _bicubic_matrix(columns, side, as_stored, offset=offset) @ by_column
+        wide = torch.promote_types(stored.dtype, torch.float32)
+        table = stored.to(wide).reshape(side, side, -1)
+        weigh = _linear if bilinear else _cubic
+        of_rows = _sampling_matrix(rows, side, as_stored, offset=offset, weigh=weigh).to(wide)
+        of_columns = _sampling_matrix(columns, side, as_stored, offset=offset, weigh=weigh).to(wide)
+        across_rows = of_rows @ table.reshape(side, -1)
+        resized = of_columns @ across_rows.reshape(rows, side, -1)
     return resized.reshape(1, rows * columns, -1).to(stored.dtype)
 
 
-def _bicubic_matrix(size: int, side: int, as_stored: Tensor, *, offset: float) -> Tensor:
+def _sampling_matrix(
+    size: int, side: int, as_stored: Tensor, *, offset: float, weigh: Callable[[Tensor], Tensor]
+) -> Tensor:
     """(size, side) float32; row i holds the weights of the stored positions for sample i."""
     device = as_stored.device
     step = torch.where(as_stored, 1.0, side / (_scalar(size, device) + offset))
@@ -67,7 +80,7 @@ def _bicubic_matrix(size: int, side: int, as_stored: Tensor, *, offset: float) -
         # several taps meet on the border position once they are clamped, hence a sum and not an assignment
         index = (base + tap).clamp(0, side - 1)
         hit = (index[:, None] == source).to(torch.float32)
-        matrix = matrix + hit * _cubic((fraction - tap).abs())[:, None]
+        matrix = matrix + hit * weigh((fraction - tap).abs())[:, None]
     return matrix
 
 
@@ -76,6 +89,10 @@ def _cubic(distance: Tensor) -> Tensor:
     near = ((_A + 2) * distance - (_A + 3)) * distance * distance + 1
     far = ((_A * distance - 5 * _A) * distance + 8 * _A) * distance - 4 * _A
     return torch.where(distance <= 1, near, far)
+
+
+def _linear(distance: Tensor) -> Tensor:
+    return (1 - distance).clamp(min=0)
 
 
 def _scalar(value: int, device: torch.device) -> Tensor:

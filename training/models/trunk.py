@@ -18,6 +18,7 @@ from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.training.models.attention import check_blocks
 from wsss_rt.training.models.backbones import OWN_BACKBONES
 from wsss_rt.training.models.base import Localizer
+from wsss_rt.training.models.hybrid import check_hybrid, without_size_checks
 from wsss_rt.training.models.position import resize_positions
 
 
@@ -45,6 +46,7 @@ def build_backbone(name: str, *, pretrained: bool | str | Path = False, drop_pat
             f"{name} cannot carry a localizer", why=str(error), fix="take a plain ViT or DeiT"
         ) from error
     _check_shape(name, backbone)
+    backbone.patch_embed = without_size_checks(backbone.patch_embed)
     if download:
         backbone.load_state_dict(_download(name), strict=True)
     elif pretrained and not isinstance(pretrained, bool):
@@ -56,22 +58,21 @@ def start_from_backbone(model: Localizer, backbone: Any, *, class_token: bool) -
     """Take over what the backbone says of positions and, where it has been trained, of its class token.
 
     Args:
-        model: has ``cls_token`` (1, C, D) and ``pos_embed`` (1, C + N, D); changed in place.
-            Patch positions are resized.
+        model: changed in place. Patch positions are resized.
         backbone: timm ViT with a start of its own: pretrained weights, or positions that are not noise.
-        class_token: repeat the class token and its position for every class.
+        class_token: repeat the class token and its position for every class token of the model.
     """
-    classes, side = model.num_classes, model.stored_side
-    cls_token, pos_embed = model.get_parameter("cls_token"), model.get_parameter("pos_embed")
+    side = model.stored_side
     with torch.no_grad():
+        of_classes, of_patches = model.stored_positions()
         patches = int(backbone.patch_embed.num_patches)
         own = backbone.pos_embed[:, -patches:]
         # square on square: equal grids come back untouched
-        pos_embed[:, classes:] = resize_positions(own, (side, side), image_size=(side, side), offset=0.0)
+        of_patches[:] = resize_positions(own, (side, side), image_size=(side, side), offset=0.0)
         if class_token and getattr(backbone, "cls_token", None) is not None:
-            cls_token.copy_(backbone.cls_token[:, :1].expand(-1, classes, -1))
+            model.cls_token[:] = backbone.cls_token[:, :1]
             if backbone.pos_embed.shape[1] > patches:
-                pos_embed[:, :classes] = backbone.pos_embed[:, :1]
+                of_classes[:] = backbone.pos_embed[:, :1]
 
 
 def _check_shape(name: str, backbone: Any) -> None:
@@ -87,7 +88,7 @@ def _check_shape(name: str, backbone: Any) -> None:
     elif not isinstance(getattr(backbone, "norm_pre", nn.Identity()), nn.Identity):
         reason = "it normalises tokens before the first block"
     else:
-        reason = check_blocks(backbone.blocks)
+        reason = check_hybrid(backbone.patch_embed) or check_blocks(backbone.blocks)
     if reason:
         raise UsageError(f"{name} cannot carry a localizer", why=reason, fix="take a plain ViT or DeiT")
 
