@@ -53,15 +53,17 @@ def scenes(result: dict[str, Any]) -> str:
                 name,
                 f"{row['background']:.2f}",
                 percent(row["validation_miou"]),
-                percent(row["given"]["miou"]),
-                percent(row["predicted"]["miou"]),
+                percent(row["given"]),
+                percent(row["predicted"]),
             ]
         )
     model, data = result["model"], result["scenes"]
     note = (
         f"\n{data['count']} scenes of seed {data['seed']}, no CRF; {model['method']} on {model['backbone']}, "
-        f"{model['images_seen']:,} training scenes, tag mAP in validation "
-        f"{percent(model['tag_map'])}. Bold: what validation chose. {machine_line(result)}"
+        f"{model['images_seen']:,} training scenes, tag mAP {percent(result['tag_map'])}. "
+        f"Bold: what validation chose; exported and labelled by `wsss-rt label` it reaches "
+        f"{percent(result['exported']['given'])} and {percent(result['exported']['predicted'])}. "
+        f"{machine_line(result)}"
     )
     return markdown(head, rows) + note
 

@@ -14,6 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = Path(__file__).resolve().parent / "goldens"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what takes minutes a test, unless asked."""
+    if os.environ.get("WSSS_RT_LARGE") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("large"):
+            item.add_marker(pytest.mark.skip(reason="100 M parameters in double precision: WSSS_RT_LARGE=1"))
+
+
 @pytest.fixture(scope="session")
 def root_dir() -> Path:
     """Root of the checkout."""

@@ -40,14 +40,17 @@ class MapKind:
 def map_kinds(model: torch.nn.Module) -> list[MapKind]:
     """The maps between which validation can choose; where a model gives but one, that one."""
     types: Sequence[str] = getattr(model, "attention_types", ())
-    refinements = (False, True) if hasattr(model, "affinity") else ()
-    kinds = []
-    for name in types or ("maps",):
-        base: dict[str, Any] = {"attention_type": name} if types else {}
-        for refined in refinements or (None,):
-            options = base if refined is None else {**base, "affinity": refined}
-            kinds.append(MapKind(name + ("+affinity" if refined else ""), options))
-    return kinds
+    refinements: dict[str, dict[str, Any]] = {"": {}}
+    if hasattr(model, "affinity"):
+        refinements = {"": {"affinity": False}, "+affinity": {"affinity": True}}
+    if hasattr(model, "affinity_source"):
+        refinements["+affinity"] = {"affinity": True, "affinity_source": "attention"}
+        refinements["+similarity"] = {"affinity": True, "affinity_source": "tokens"}
+    return [
+        MapKind((name or "maps") + suffix, {**({"attention_type": name} if name else {}), **options})
+        for name in types or ("",)
+        for suffix, options in refinements.items()
+    ]
 
 
 def current_kinds(model: torch.nn.Module) -> list[MapKind]:
@@ -66,19 +69,23 @@ def evaluate_localization(
     flip: bool = True,
     scales: Sequence[float] = (1.0,),
     spec: InputSpec | None = None,
+    tag_thresholds: Sequence[float] | None = None,
+    backgrounds: Mapping[str, float] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     tick: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Measure tags, and maps where the images have masks.
 
     Args:
-        model: with ``localize``; set to eval mode meanwhile.
+        model: a localizer, set to eval mode meanwhile.
         dataset: finite.
         kinds: maps to compare; default all that :func:`map_kinds` finds.
         thresholds: background thresholds, ascending; default 0, 0.02 .. 0.9.
         flip: also run every image mirrored.
         scales: of the image.
         spec: input policy; default native size.
+        tag_thresholds: (C,) chosen elsewhere; default those with the highest F1 here.
+        backgrounds: threshold per kind, chosen elsewhere; default the best one here.
         autocast: makes a context to run the model in; default float32.
         tick: called before each image; may raise to stop.
 
@@ -118,7 +125,16 @@ def evaluate_localization(
             samples.append((sample.tags, sample.mask, sample.image.shape[:2]))
     finally:
         model.train(was_training)
-    return _measure(samples, np.stack(scores), maps, THRESHOLDS if thresholds is None else thresholds)
+    if backgrounds is not None:
+        thresholds = sorted({backgrounds[kind.name] for kind in chosen})
+    return _measure(
+        samples,
+        np.stack(scores),
+        maps,
+        thresholds=THRESHOLDS if thresholds is None else thresholds,
+        tag_thresholds=tag_thresholds,
+        backgrounds=backgrounds,
+    )
 
 
 def recommend(
@@ -176,25 +192,21 @@ def _localize(
     model: torch.nn.Module, images: torch.Tensor, kinds: Sequence[MapKind]
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Scores (F, C) and maps (F, C, h, w) per kind."""
-    results = {}
-    for kind in kinds:
-        kept = {name: getattr(model, name) for name in kind.options}
-        for name, value in kind.options.items():
-            setattr(model, name, value)
-        try:
-            output = model.localize(images)  # type: ignore[operator]
-        finally:
-            for name, value in kept.items():
-                setattr(model, name, value)
-        results[kind.name] = (output.scores.float().cpu().numpy(), output.maps.float().cpu().numpy())
-    return results
+    outputs = model.localize_each(images, [kind.options for kind in kinds])  # type: ignore[operator]
+    return {
+        kind.name: (output.scores.float().cpu().numpy(), output.maps.float().cpu().numpy())
+        for kind, output in zip(kinds, outputs, strict=True)
+    }
 
 
 def _measure(
     samples: Sequence[tuple[tuple[int, ...], NDArray[np.uint8] | None, tuple[int, int]]],
     probabilities: NDArray[np.float32],
     maps: Sequence[Mapping[str, Sequence[NDArray[np.float32]]]],
+    *,
     thresholds: ArrayLike,
+    tag_thresholds: Sequence[float] | None,
+    backgrounds: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     count, num_classes = probabilities.shape
     targets = np.zeros((count, num_classes), bool)
@@ -206,7 +218,7 @@ def _measure(
         "images": count,
         "map": nanmean(precision),
         "average_precision": [None if np.isnan(value) else float(value) for value in precision],
-        "tag_thresholds": [threshold for threshold, _ in limits],
+        "tag_thresholds": list(tag_thresholds or [threshold for threshold, _ in limits]),
         "tag_f1": nanmean(np.array([f1 for _, f1 in limits])),
     }
     if not samples or any(mask is None for _, mask, _ in samples):
@@ -224,6 +236,8 @@ def _measure(
             predicted.update(merged[[either.index(tag) for tag in guessed]], guessed, mask)
         curve, guess = given.result(), predicted.result()
         best = int(np.nanargmax(curve.miou))
+        if backgrounds is not None:
+            best = int(np.flatnonzero(steps == backgrounds[kind])[0])
         measured["miou"][kind] = float(curve.miou[best])
         measured["background"][kind] = float(steps[best])
         measured["iou"][kind] = [None if np.isnan(value) else float(value) for value in curve.iou[best]]

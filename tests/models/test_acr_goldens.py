@@ -115,14 +115,14 @@ def test_checkpoints_of_other_backbones_may_hold_what_nothing_reads() -> None:
     assert torch.equal(model.get_parameter("cls_token"), state["pretrained.model.cls_token"])
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_keys_and_shapes_of_the_hybrid_are_the_official_ones(goldens_dir: Path) -> None:
     lines = (goldens_dir / "acr" / "state_keys_hybrid.txt").read_text().splitlines()
     official = dict(line.split(" ", 1) for line in lines)
     assert {key: str(shape) for key, shape in official_shapes(built(HYBRID)).items()} == official
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize("scale", ["s002", "s008"])
 @torch.no_grad()
 def test_hybrid_equals_the_official_one_in_double_precision(goldens_dir: Path, scale: str) -> None:
@@ -136,7 +136,7 @@ def test_hybrid_equals_the_official_one_in_double_precision(goldens_dir: Path, s
     assert worst(map_errors(model, images, golden, tuple(MAPS)))[1] < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @torch.no_grad()
 def test_hybrid_in_single_precision_stays_within_the_official_noise(goldens_dir: Path) -> None:
     """At the official size, and with the published script's options."""
@@ -147,7 +147,7 @@ def test_hybrid_in_single_precision_stays_within_the_official_noise(goldens_dir:
     assert relative_error(out.maps[0, 7].flatten().numpy(), golden["getam_grad_s10_c7_aff"]) < 2e-4
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @torch.no_grad()
 def test_every_intermediate_equals_the_official_one(shared_dir: Path) -> None:
     with np.load(shared_dir / "goldens" / "acr" / "acr_hybrid_s008_64x64.npz", allow_pickle=False) as file:
@@ -171,7 +171,7 @@ def test_every_intermediate_equals_the_official_one(shared_dir: Path) -> None:
     assert relative_error(normed.numpy(), generated["e2e_norm_grad_s10_aff"]) < 2e-3
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_losses_gradients_and_three_steps_of_training(goldens_dir: Path) -> None:
     folder = goldens_dir / "acr"
     with np.load(folder / "acr_losses_s002.npz", allow_pickle=False) as file:

@@ -66,6 +66,11 @@ def test_every_finding_is_counted_and_named(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_photographs_have_no_close_ups(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only scenes can be shown as close-ups"):
+        open_data(make_folder(tmp_path / "data", 2), close_ups=8)
+
+
 def test_unknown_classes_are_fatal(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "d", 3)
     (root / "labels.csv").write_text("image,tags\n00.jpg,dotz\n01.jpg,dotz;checks\n02.jpg,unicorn\n")

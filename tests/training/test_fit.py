@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from wsss_rt.training.interrupt import Interrupted
 from wsss_rt.training.journal import read_log
 from wsss_rt.training.resume import is_finished
 from wsss_rt.training.setup import check_model, planned_images
+
+ROOT = Path(__file__).parents[2]
 
 
 def open_data(config: TrainConfig) -> TrainingData:
@@ -112,6 +117,32 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
         train(tiny_config("scenes", run__seed=seed, run__images=8, data__val_images=0), tmp_path / name)
         weights.append((tmp_path / name / "weights.safetensors").read_bytes())
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_signal_to_the_whole_process_group_saves_the_state(tmp_path: Path) -> None:
+    # `timeout` and job schedulers signal loader workers too: their end must not be the run's
+    out = tmp_path / "run"
+    program = "import sys; from wsss_rt.cli.app import main; sys.exit(main())"
+    arguments = (
+        "train", "mctformer-v2", "--data", "scenes", "--backbone", "vit_test_tiny", "--images", "100000",
+        "--out", out, "--set", "model.img_size=64", "--set", "data.workers=2", "--set", "data.val_images=0",
+        "--set", "run.log_seconds=0.1",
+    )  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "log.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "Traceback" not in said and "the same command continues" in said
+    assert (out / "state.pt").is_file()
 
 
 def test_a_stopped_run_resumes_to_the_very_same_weights(tmp_path: Path) -> None:

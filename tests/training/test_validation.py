@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsss_rt.model_card import InputSpec
 from wsss_rt.training.data.sources import Cached, SceneSource
 from wsss_rt.training.models import create_model
-from wsss_rt.training.models.base import Localization
+from wsss_rt.training.models.base import Localization, Localizer
 from wsss_rt.training.validation import (
     MapKind,
     best_f1_threshold,
@@ -48,7 +48,9 @@ class Oracle(nn.Module):
     def _key(image: Tensor) -> bytes:
         return (image * 100).round().to(torch.int16).numpy().tobytes()
 
-    def localize(self, images: Tensor) -> Localization:
+    localize_each = Localizer.localize_each
+
+    def localize(self, images: Tensor, extras: bool = False) -> Localization:
         scores, maps = [], []
         for image in images:
             mask, tags = self._truth[self._key(image)]
@@ -99,11 +101,15 @@ def test_the_recommended_kind_is_the_better_one(source: SceneSource) -> None:
 def test_real_models_offer_their_maps_and_come_back_unchanged(source: SceneSource) -> None:
     model = create_model("mctformer-v2", num_classes=10, img_size=64, backbone="vit_test_tiny").train()
     assert [kind.name for kind in map_kinds(model)] == [
-        "fused", "fused+affinity", "patchcam", "patchcam+affinity", "attention", "attention+affinity",
+        "fused", "fused+affinity", "fused+similarity",
+        "patchcam", "patchcam+affinity", "patchcam+similarity",
+        "attention", "attention+affinity", "attention+similarity",
     ]  # fmt: skip
-    assert [kind.name for kind in current_kinds(model)] == ["fused", "fused+affinity"]
+    assert [kind.name for kind in current_kinds(model)] == ["fused", "fused+affinity", "fused+similarity"]
     v1 = create_model("mctformer-v1", num_classes=10, img_size=64, backbone="vit_test_tiny")
-    assert [kind.name for kind in map_kinds(v1)] == ["attention", "attention+affinity"]
+    assert [kind.name for kind in map_kinds(v1)] == [
+        "attention", "attention+affinity", "attention+similarity",
+    ]  # fmt: skip
     spec = InputSpec(patch=8, size_policy="fixed", size=64)
     measured = evaluate_localization(model, Cached(SceneSource(31, count=2)), spec=spec)
     assert set(measured["miou"]) == {kind.name for kind in map_kinds(model)}

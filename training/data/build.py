@@ -71,6 +71,10 @@ def build_data(
         raise UsageError("no training data given", fix="add --data FOLDER, or --data scenes")
     if section.source == SCENES:
         return _scenes(section, seed)
+    if section.close_ups:
+        raise UsageError(
+            "only scenes can be shown as close-ups", fix="leave out data.close_ups, or train on --data scenes"
+        )
     root = Path(section.source)
     if not root.is_dir():
         raise UsageError(f"no folder {root}", fix="give a folder of images, a VOC tree, or the word 'scenes'")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +97,19 @@ class Localizer(nn.Module, ABC):
             extras: also return named intermediates.
         """
 
+    def localize_each(self, images: Tensor, variants: Sequence[Mapping[str, Any]]) -> list[Localization]:
+        """:meth:`localize` once per set of method options; methods that can share the forward pass do.
+
+        Args:
+            images: as for :meth:`localize`.
+            variants: options by name, e.g. ``{"attention_type": "patchcam"}``; the model's own otherwise.
+        """
+        found = []
+        for options in variants:
+            with options_set(self, options):
+                found.append(self.localize(images))
+        return found
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and maps of :meth:`localize`; the entrance of exporters and profilers."""
         out = self.localize(images)
@@ -142,6 +156,19 @@ class Localizer(nn.Module, ABC):
         )
         positions = torch.cat((of_classes, resized), dim=1)
         return token_ops.prepend(self.cls_token, patches) + positions, grid, positions
+
+
+@contextmanager
+def options_set(model: nn.Module, options: Mapping[str, Any]) -> Iterator[None]:
+    """Attributes of a model, changed for a while."""
+    kept = {name: getattr(model, name) for name in options}
+    try:
+        for name, value in options.items():
+            setattr(model, name, value)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(model, name, value)
 
 
 def official_shapes(model: Localizer) -> dict[str, tuple[int, ...]]:

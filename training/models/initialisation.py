@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# equations 5 and 6 of the paper: shares of noise and of identity in W_q W_k^T, and in W_v W_proj
+# shares of noise and of identity in W_q W_k^T, and in W_v W_proj
 _QUERY_KEY = 0.7, 0.7
 _VALUE_OUT = 0.4, -0.4
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +13,36 @@ from wsss_rt.errors import UsageError, nearest
 from wsss_rt.training.losses import multilabel_soft_margin
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.attention import Observer, run_blocks
-from wsss_rt.training.models.base import Localization, Localizer
+from wsss_rt.training.models.base import Localization, Localizer, options_set
 from wsss_rt.training.models.consistency import HeadMeans, OneView, find_view, paired_losses
 from wsss_rt.training.models.extras import LayerTrace, without_batch_of_one
-from wsss_rt.training.models.fusion import AttentionSums, check_layers_fused, refine, to_grid
+from wsss_rt.training.models.fusion import (
+    AFFINITY_SOURCES,
+    AttentionSums,
+    check_layers_fused,
+    refine,
+    to_grid,
+    token_affinity,
+)
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
 from wsss_rt.training.models.position import new_positions
+
+
+#: Options that choose between maps of one forward pass.
+_OF_THE_MAP = {"attention_type", "affinity", "affinity_source"}
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a forward pass gives for maps: ``positions`` (1, C + N, D), ``sequence`` (B, C + N, D) after the
+    last block, ``attention`` and ``semantic`` (B, C, rows, columns), ``affinity`` (B, N, N)."""
+
+    grid: tuple[int, int]
+    positions: Tensor
+    sequence: Tensor
+    attention: Tensor | None
+    semantic: Tensor | None
+    affinity: Tensor | None
 
 
 class MCTformerV1(Localizer):
@@ -31,12 +57,15 @@ class MCTformerV1(Localizer):
         layers_fused: K, the last layers whose class-to-patch attention is summed. The code's default is 12;
             the paper and the official scripts use 3.
         attention_type: ``"attention"``, the only map that V1 has.
-        affinity: refine the map with patch-to-patch attention summed over all layers.
+        affinity: refine the map with the affinity of patches.
+        affinity_source: ``"attention"``, officially: patch-to-patch attention summed over all layers; or
+            ``"tokens"``, see ``token_affinity``, which is better where attention has seen little training.
         consistency: ``"acr"`` trains on the image and its mirror image, and their attention shall agree (see
             ``consistency.py``); None, officially.
         alpha: weight of that agreement.
 
-    ``layers_fused``, ``attention_type`` and ``affinity`` only concern :meth:`localize`; set them any time.
+    ``layers_fused``, ``attention_type``, ``affinity`` and ``affinity_source`` only concern :meth:`localize`;
+    set them any time.
     """
 
     attention_types: tuple[str, ...] = ("attention",)
@@ -51,6 +80,7 @@ class MCTformerV1(Localizer):
         layers_fused: int = 12,
         attention_type: str = "attention",
         affinity: bool = True,
+        affinity_source: str = "attention",
         consistency: str | None = None,
         alpha: float = 100.0,
     ) -> None:
@@ -62,6 +92,7 @@ class MCTformerV1(Localizer):
         self.layers_fused = check_layers_fused(layers_fused)
         self.attention_type = attention_type
         self.affinity = affinity
+        self.affinity_source = affinity_source
         self.cls_token = token_ops.new_tokens(num_classes, self.embed_dim)
         self._add_positions()
         self.head: nn.Module = self._new_head()
@@ -78,6 +109,17 @@ class MCTformerV1(Localizer):
             raise UsageError(f"unknown attention_type {value!r}", fix=nearest(value, self.attention_types))
         self._attention_type = value
 
+    @property
+    def affinity_source(self) -> str:
+        """Where the affinity comes from that :meth:`localize` refines with."""
+        return self._affinity_source
+
+    @affinity_source.setter
+    def affinity_source(self, value: str) -> None:
+        if value not in AFFINITY_SOURCES:
+            raise UsageError(f"unknown affinity_source {value!r}", fix=nearest(value, AFFINITY_SOURCES))
+        self._affinity_source = value
+
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         if self.consistency is None:
             return self._view_losses(images, targets)[0]
@@ -91,31 +133,59 @@ class MCTformerV1(Localizer):
         return paired_losses(run, images, view=flip, alpha=self.alpha, class_tokens=self.num_classes)
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
+        trace = LayerTrace(self.num_classes) if extras else None
+        found = self._run(
+            images,
+            class_to_patch=self.attention_type != "patchcam",
+            affinity=self.affinity and self.affinity_source == "attention",
+            trace=trace,
+        )
+        named: dict[str, Tensor] = {}
+        if trace is not None:
+            named = self._extras(trace, found.sequence, found.semantic, found.grid)
+            named["patch_embed_first8ch"] = self.patch_tokens(images)[0][..., :8]
+            used = self._used_positions(found.positions)
+            named["pos_embed_used_first8ch"] = used[..., :8].expand(images.shape[0], -1, -1)
+            named = without_batch_of_one(named)
+        return Localization(self._scores(found.sequence, found.semantic), self._map(found), named)
+
+    def localize_each(self, images: Tensor, variants: Sequence[Mapping[str, Any]]) -> list[Localization]:
+        if any(not options.keys() <= _OF_THE_MAP for options in variants):
+            return super().localize_each(images, variants)
+        found = self._run(images, class_to_patch=True, affinity=True)
+        scores = self._scores(found.sequence, found.semantic)
+        maps = []
+        for options in variants:
+            with options_set(self, options):
+                maps.append(Localization(scores, self._map(found)))
+        return maps
+
+    def _run(
+        self, images: Tensor, *, class_to_patch: bool, affinity: bool, trace: LayerTrace | None = None
+    ) -> _Pass:
         embedded, grid, positions = self._embed(images)
         sums = AttentionSums(
             classes=self.num_classes,
             depth=self.depth,
             layers_fused=self.layers_fused,
-            class_to_patch=self.attention_type != "patchcam",
-            affinity=self.affinity,
+            class_to_patch=class_to_patch,
+            affinity=affinity,
         )
-        trace = LayerTrace(self.num_classes) if extras else None
         sequence = run_blocks(self.blocks, embedded, sums=sums, observe=trace)
         attention = None
         if sums.class_to_patch is not None:
             attention = to_grid(self._over_layers(sums.class_to_patch, self.layers_fused), grid)
         semantic = self._semantic_map(sequence, grid)
-        maps = self._fuse(attention, semantic)
-        if sums.affinity is not None:
-            maps = refine(sums.affinity, maps)
-        named: dict[str, Tensor] = {}
-        if trace is not None:
-            named = self._extras(trace, sequence, semantic, grid)
-            named["patch_embed_first8ch"] = self.patch_tokens(images)[0][..., :8]
-            used = self._used_positions(positions)
-            named["pos_embed_used_first8ch"] = used[..., :8].expand(images.shape[0], -1, -1)
-            named = without_batch_of_one(named)
-        return Localization(self._scores(sequence, semantic), maps.float(), named)
+        return _Pass(grid, positions, sequence, attention, semantic, sums.affinity)
+
+    def _map(self, found: _Pass) -> Tensor:
+        maps = self._fuse(found.attention, found.semantic)
+        if self.affinity and self.affinity_source == "tokens":
+            maps = refine(token_affinity(token_ops.split(found.sequence, self.num_classes)[1]), maps)
+        elif self.affinity:
+            assert found.affinity is not None
+            maps = refine(found.affinity, maps)
+        return maps.float()
 
     def _add_positions(self) -> None:
         self.pos_embed = new_positions(self.num_classes + self.stored_side**2, self.embed_dim)

@@ -61,6 +61,9 @@ def export(
     affinity: Annotated[
         bool | None, typer.Option("--affinity/--no-affinity", help="Refine maps with patch affinity.")
     ] = None,
+    affinity_source: Annotated[
+        str | None, typer.Option(help="Where patch affinity comes from: attention, tokens.")
+    ] = None,
     background: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Recommended score of the background, 0 to 1.")
     ] = None,
@@ -84,7 +87,12 @@ def export(
       wsss-rt export MCTformerV2.pth --official --method mctformer-v2 --classes voc --layers-fused 3
     """
     _check_names(to, weights)
-    overrides = {"layers_fused": layers_fused, "attention_type": attention_type, "affinity": affinity}
+    overrides = {
+        "layers_fused": layers_fused,
+        "attention_type": attention_type,
+        "affinity": affinity,
+        "affinity_source": affinity_source,
+    }
     overrides = {name: value for name, value in overrides.items() if value is not None}
     _check_source(
         source, official=official, method=method, classes=classes, backbone=backbone, img_size=img_size
