@@ -27,7 +27,6 @@ from wsss_rt.training.models.fusion import (
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
 from wsss_rt.training.models.position import new_positions
 
-
 #: Options that choose between maps of one forward pass.
 _OF_THE_MAP = {"attention_type", "affinity", "affinity_source"}
 
