@@ -163,7 +163,7 @@ def test_every_intermediate_equals_the_official_one(shared_dir: Path) -> None:
     # the official inference: image and mirror image, each resized, summed, min-max with an absolute epsilon
     pair = torch.cat((images, images.flip(-1)))
     maps = localized(model, pair, "grad_s10", affinity=True).maps
-    large = interpolate(maps, size=(50, 75), mode="bilinear", align_corners=False)
+    large = interpolate(maps, size=(50, 75), mode="bilinear", align_corners=True)
     summed = (large[0] + large[1].flip(-1))[list(PRESENT)]
     assert relative_error(summed.numpy(), generated["e2e_sum_grad_s10_aff"]) < 2e-4
     low, high = summed.amin((1, 2), keepdim=True), summed.amax((1, 2), keepdim=True)

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.models.seeded import seeded_images, seeded_state
 from wsss_rt.training.models import Localizer, create_model, load_official, official_shapes
+from wsss_rt.training.models.fusion import token_affinity
 
-METHODS = ["mctformer-v1", "mctformer-v2"]
+#: Options of each method with which a small model on images of several tags makes sense.
+METHODS: dict[str, dict[str, Any]] = {
+    "mctformer-v1": {},
+    "mctformer-v2": {},
+    "mctformer-plus": {},
+    "ts-cam": {},
+    "token-refinement": {"loss": "soft_margin"},
+    "acr": {"affinity": True},
+}
+LOSSES = {
+    "mctformer-v1": {"class"},
+    "mctformer-v2": {"class", "patch"},
+    "mctformer-plus": {"class", "patch", "contrast"},
+    "ts-cam": {"patch"},
+    "token-refinement": {"tpsm", "cam"},
+    "acr": {"class", "class_view", "activation", "affinity"},
+}
+#: Official parameters that nothing reads.
+UNUSED = {
+    "mctformer-v1": {"norm.weight", "norm.bias", "head.weight", "head.bias"},
+    "mctformer-v2": {"norm.weight", "norm.bias"},
+    "mctformer-plus": {"norm.weight", "norm.bias"},
+    "acr": {"norm.weight", "norm.bias"},
+}
 
 
-def build(name: str, *, backbone: str = "vit_test_tiny", **options: object) -> Localizer:
-    model = create_model(name, num_classes=5, backbone=backbone, **options)  # type: ignore[arg-type]
+def build(name: str, *, backbone: str = "vit_test_tiny", **options: Any) -> Localizer:
+    model = create_model(name, num_classes=5, backbone=backbone, **{**METHODS[name], **options})
     load_official(model, seeded_state(official_shapes(model), 0.2))
     return model.eval()
 
@@ -23,17 +49,14 @@ def close(ours: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_are_finite_and_every_trained_parameter_gets_a_gradient(name: str) -> None:
-    model = create_model(name, num_classes=5, backbone="vit_test_tiny").train()
+    model = create_model(name, num_classes=5, backbone="vit_test_tiny", **METHODS[name]).train()
     targets = torch.tensor([[1.0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
     losses = model.losses(torch.randn(2, 3, 64, 64), targets)
-    assert set(losses) == ({"class"} if name.endswith("v1") else {"class", "patch"})
+    assert set(losses) == LOSSES[name]
     assert all(loss.shape == () and torch.isfinite(loss) for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     untrained = {key for key, value in model.named_parameters() if value.grad is None}
-    official_unused = {"norm.weight", "norm.bias"}
-    assert untrained == (
-        official_unused | {"head.weight", "head.bias"} if name.endswith("v1") else official_unused
-    )
+    assert untrained == UNUSED.get(name, set())
 
 
 def test_losses_stay_float32_under_autocast() -> None:
@@ -47,7 +70,7 @@ def test_losses_stay_float32_under_autocast() -> None:
         assert abs(loss - exact[key]) < 0.05 * exact[key]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["mctformer-v1", "mctformer-v2"])
 @torch.no_grad()
 def test_training_and_localizing_see_the_same_logits(name: str) -> None:
     """The fused attention of training and the explicit one of localizing are one function."""
@@ -118,18 +141,49 @@ def test_extras_of_a_batch_keep_the_batch_dimension() -> None:
     assert {value.shape[0] for value in extras.values()} == {2}
 
 
+@torch.no_grad()
+def test_one_pass_gives_every_map_that_single_passes_give() -> None:
+    model = build("mctformer-v2", layers_fused=2)
+    images = torch.cat([seeded_images(seed, 64, 80) for seed in (0, 1)])
+    variants = [
+        {"attention_type": kind, "affinity": refined, "affinity_source": source}
+        for kind in model.attention_types
+        for refined, source in ((False, "attention"), (True, "attention"), (True, "tokens"))
+    ]
+    found = model.localize_each(images, variants)
+    assert model.attention_type == "fused" and model.affinity_source == "attention"
+    for options, one in zip(variants, found, strict=True):
+        alone = build("mctformer-v2", layers_fused=2, **options).localize(images)
+        assert close(one.maps, alone.maps) and close(one.scores, alone.scores)
+    assert len({one.maps.sum().item() for one in found}) == len(variants)
+
+
+@torch.no_grad()
+def test_affinity_of_tokens_is_highest_between_alike_ones_and_keeps_constants() -> None:
+    tokens = torch.tensor([[[5.0, 1.0], [5.0, 1.1], [5.0, -1.0]]])
+    affinity = token_affinity(tokens)
+    assert torch.allclose(affinity.sum(-1), torch.ones(1, 3))
+    assert affinity[0, 0, 1] > 100 * affinity[0, 0, 2]
+    assert torch.isfinite(token_affinity(torch.zeros(2, 4, 3))).all()
+
+
 @pytest.mark.parametrize(
     ("name", "backbone", "options"),
     [
         ("mctformer-v1", "vit_test_tiny", {"layers_fused": 1, "affinity": False}),
         ("mctformer-v2", "vit_test_tiny", {}),
         ("mctformer-v2", "vit_test_tiny", {"attention_type": "patchcam", "affinity": False}),
-        ("mctformer-v2", "vit_scene_hybrid8_160", {"layers_fused": 3}),
+        ("mctformer-v2", "vit_scene_hybrid8_160", {"layers_fused": 3, "affinity_source": "tokens"}),
+        ("mctformer-plus", "vit_test_tiny", {}),
+        ("ts-cam", "vit_test_tiny", {}),
+        ("token-refinement", "vit_test_tiny", {}),
+        ("acr", "vit_test_tiny", {"start_layer": 0}),
+        ("acr", "vit_test_tiny", {"gradient": "grad", "start_layer": 1}),
     ],
 )
 @torch.no_grad()
 def test_one_exported_graph_serves_every_batch_and_size(
-    name: str, backbone: str, options: dict[str, object]
+    name: str, backbone: str, options: dict[str, Any]
 ) -> None:
     model = build(name, backbone=backbone, **options)
     dynamic = torch.export.Dim.DYNAMIC

@@ -1,0 +1,64 @@
+"""Every method through the exporter: one file, several sizes, the maps of PyTorch, and masks from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models.seeded import seeded_images, seeded_state
+from wsss_rt.export.graph import build_graph
+from wsss_rt.export.onnx import make_card
+from wsss_rt.labeler import Labeler
+from wsss_rt.model_card import InputSpec, seal
+from wsss_rt.scenes import render_scene
+from wsss_rt.training.checkpoints import RunConfig
+from wsss_rt.training.models import Localizer, create_model, load_official, official_shapes
+
+CLASSES = ("ant", "bee", "cat")
+METHODS: dict[str, dict[str, Any]] = {
+    "mctformer-v1": {"layers_fused": 2},
+    "mctformer-plus": {"consistency": "acr"},
+    "ts-cam": {},
+    "token-refinement": {"loss": "soft_margin"},
+    # the gradient is part of the graph: in the last two blocks, and through a whole one before them
+    "acr": {"start_layer": 0, "affinity": True},
+}
+
+
+def build(method: str) -> Localizer:
+    options = {"backbone": "vit_test_tiny", "img_size": 64, **METHODS[method]}
+    model = create_model(method, num_classes=len(CLASSES), **options)
+    load_official(model, seeded_state(official_shapes(model), 0.2))
+    return model.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_exported_maps_are_those_of_pytorch(method: str, tmp_path: Path) -> None:
+    model = build(method)
+    config = RunConfig(
+        method=method,
+        classes=CLASSES,
+        model={"backbone": "vit_test_tiny", "img_size": 64, **METHODS[method]},
+        input=InputSpec(patch=8, size_policy="short_side", size=64),
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(seal(build_graph(model, patch=8), make_card(model, config)))
+    with Labeler(path, backend="onnxruntime") as labeler:
+        for height, width in ((64, 64), (72, 109)):
+            images = torch.cat([seeded_images(seed, height, width) for seed in (0, 1)])
+            with torch.no_grad():
+                expected = model.localize(images)
+            found = labeler.engine.infer(images.numpy())
+            for ours, theirs in ((found.scores, expected.scores), (found.maps, expected.maps)):
+                assert ours.shape == theirs.shape
+                assert np.abs(ours - theirs.numpy()).max() <= 1e-4 * theirs.abs().max()
+        scene = render_scene(8, 1)
+        result = labeler.label(scene.image, tags=["bee"])
+    assert result.error is None and result.mask is not None
+    assert result.mask.shape == scene.mask.shape
+    assert set(np.unique(result.mask)) == {0, 2}
