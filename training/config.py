@@ -165,6 +165,8 @@ class OptimSection:
         warmup_images: length of the linear warm-up.
         warmup_epochs: the same in epochs; for finite data only.
         weight_decay: not applied to biases, 1-D parameters, tokens and position embeddings.
+        decay_positions: let it touch position tables that have a name of their own, as MCTformer+'s code does
+            by accident.
         betas: of Adam.
         momentum: of SGD.
         schedule: see :class:`Schedule`. ``poly`` falls to ``min_lr`` as (1 - progress) to the power of
@@ -187,6 +189,7 @@ class OptimSection:
     warmup_images: int = 0
     warmup_epochs: float = 0.0
     weight_decay: float = 0.05
+    decay_positions: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     momentum: float = 0.0
     schedule: Schedule = Schedule.COSINE
