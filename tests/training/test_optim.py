@@ -66,7 +66,7 @@ def test_decay_lands_in_the_momentum_only_by_name() -> None:
         for _ in range(2):
             model.weight.grad = torch.ones_like(model.weight)
             built.step()
-        return float(model.weight)
+        return float(model.weight.detach())
 
     # momentum 0.25, decay 0.5: the gradient is 1 + 0.5 w, and the second step keeps a quarter of the first
     first = 1 + 0.5 * 2.0
