@@ -17,14 +17,31 @@ from wsss_rt.errors import UsageError, nearest
 SIZE_ORDERS = ("random", "growing")
 
 
+class Layout(StrEnum):
+    """How a folder holds images and tags; ``auto`` takes the data set that it looks like."""
+
+    AUTO = "auto"
+    VOC = "voc"
+    COCO = "coco"
+    CUB = "cub"
+    ILSVRC = "ilsvrc"
+    FOLDER = "folder"
+
+
 class Augment(StrEnum):
-    """What happens to a training image."""
+    """What happens to a training image.
+
+    ``official`` is timm's (MCTformer, and token refinement on ILSVRC); ``squash-crop`` is token refinement's
+    on CUB; ``scale-pad`` is ACR's.
+    """
 
     NONE = "none"
     FLIP = "flip"
     COLOR = "color"
     LIGHT = "light"
     OFFICIAL = "official"
+    SQUASH_CROP = "squash-crop"
+    SCALE_PAD = "scale-pad"
 
 
 class Precision(StrEnum):
@@ -41,6 +58,22 @@ class Schedule(StrEnum):
 
     COSINE = "cosine"
     CONSTANT = "constant"
+    POLY = "poly"
+    STEPS = "steps"
+    # token refinement's code drops the rate at every multiple of its steps, too
+    STEP_MULTIPLES = "step-multiples"
+
+
+class Optimizer(StrEnum):
+    """What moves the weights.
+
+    ``sgd-decay-as-momentum`` is what ACR's (and PSA's) code does by accident: weight decay is passed where
+    SGD expects its momentum, so that it is the momentum and nothing decays.
+    """
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+    SGD_DECAY_AS_MOMENTUM = "sgd-decay-as-momentum"
 
 
 class LrUpdate(StrEnum):
@@ -59,6 +92,7 @@ class ModelSection:
         img_size: side of the training images in pixels.
         pretrained: start from weights that timm downloads.
         pretrained_file: start from the backbone's state dict in this file.
+        first_stage: weights of the first stage, for methods that are trained in two (token refinement).
         options: further keyword arguments of ``create_model``.
     """
 
@@ -66,6 +100,7 @@ class ModelSection:
     img_size: int = 224
     pretrained: bool = False
     pretrained_file: str = ""
+    first_stage: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -75,13 +110,16 @@ class DataSection:
 
     Attributes:
         source: a folder, or ``scenes``.
+        layout: see :class:`Layout`.
         tags: tag file or folder, ``voc``, ``folders``; empty looks for labels.csv or a VOC tree.
-        classes: ``voc``, ``scenes`` or a file; empty takes the names that the tags use.
-        split: list of a VOC tree to train on; empty takes train_aug, or train.
-        val_split: list of a VOC tree to validate on; empty holds images out of the training ones.
+        classes: ``voc``, ``coco``, ``scenes`` or a file; empty takes the names that the tags use.
+        split: list of the data set to train on; empty takes its training list (VOC: train_aug, or train).
+        val_split: list of the data set to validate on; empty takes its validation or test list, and where
+            there is none holds images out of the training ones.
         val_images: how many images validation uses at most; 0 switches it off.
         augment: see :class:`Augment`.
-        crop_scale: share of the image's area that a random crop keeps, for ``light`` and ``official``.
+        crop_scale: share of the image's area that a random crop keeps, for ``light``, ``official`` and
+            ``squash-crop``.
         sizes: [height, width] pairs that batches take; empty means square.
         size_order: ``random``: each batch takes any of ``sizes``; ``growing``: the run is shared out between
             them, in the order in which they stand.
@@ -95,6 +133,7 @@ class DataSection:
     """
 
     source: str = ""
+    layout: Layout = Layout.AUTO
     tags: str = ""
     classes: str = ""
     split: str = ""
@@ -115,9 +154,10 @@ class DataSection:
 
 @dataclass(frozen=True)
 class OptimSection:
-    """How weights move: AdamW.
+    """How weights move.
 
     Attributes:
+        optimizer: see :class:`Optimizer`.
         lr: learning rate, for a batch of ``lr_batch`` images.
         lr_batch: batch for which ``lr`` is meant (linear scaling); 0 takes ``lr`` as it is.
         min_lr: where the schedule ends.
@@ -125,14 +165,23 @@ class OptimSection:
         warmup_images: length of the linear warm-up.
         warmup_epochs: the same in epochs; for finite data only.
         weight_decay: not applied to biases, 1-D parameters, tokens and position embeddings.
+        decay_positions: let it touch position tables that have a name of their own, as MCTformer+'s code does
+            by accident.
         betas: of Adam.
-        schedule: see :class:`Schedule`.
+        momentum: of SGD.
+        schedule: see :class:`Schedule`. ``poly`` falls to ``min_lr`` as (1 - progress) to the power of
+            ``poly_power``; ``steps`` multiplies the rate by ``step_factor`` when an epoch of ``step_epochs``
+            (counted from 1) begins, for finite data only.
+        poly_power: exponent of ``poly``.
+        step_epochs: when the rate drops.
+        step_factor: to how much of it, 0..1.
         lr_update: see :class:`LrUpdate`.
         grad_clip: largest norm of the gradient; 0 leaves it alone.
         accumulate: batches per optimizer step.
         ema: decay of an average of the weights, which is then what gets saved; 0 saves the weights.
     """
 
+    optimizer: Optimizer = Optimizer.ADAMW
     lr: float = 5e-4
     lr_batch: int = 0
     min_lr: float = 1e-6
@@ -140,8 +189,13 @@ class OptimSection:
     warmup_images: int = 0
     warmup_epochs: float = 0.0
     weight_decay: float = 0.05
+    decay_positions: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    momentum: float = 0.0
     schedule: Schedule = Schedule.COSINE
+    poly_power: float = 0.9
+    step_epochs: list[int] = field(default_factory=list)
+    step_factor: float = 0.1
     lr_update: LrUpdate = LrUpdate.STEP
     grad_clip: float = 0.0
     accumulate: int = 1
@@ -207,9 +261,9 @@ class TrainConfig:
 SECTIONS = {"model": ModelSection, "data": DataSection, "optim": OptimSection, "run": RunSection}
 # these may change between a run and its continuation; what is trained on is compared by its fingerprint
 _FREE_KEYS = {
-    ("recipe",), ("data", "source"), ("data", "tags"), ("data", "classes"), ("data", "workers"),
-    ("data", "check"), ("run", "log_seconds"), ("run", "save_every"), ("run", "validate_every"),
-    ("run", "devices"),
+    ("recipe",), ("data", "source"), ("data", "layout"), ("data", "tags"), ("data", "classes"),
+    ("data", "workers"), ("data", "check"), ("run", "log_seconds"), ("run", "save_every"),
+    ("run", "validate_every"), ("run", "devices"),
 }  # fmt: skip
 
 
@@ -224,11 +278,17 @@ def build_config(
         flags: dotted key (``optim.lr``) to value; None values are skipped.
 
     Raises:
-        UsageError: unknown recipe, section or key (the nearest one is named), or a value of the wrong type.
+        UsageError: unknown recipe, section or key (the nearest one is named), a value of the wrong type, or
+            a recipe for other methods.
     """
     config = TrainConfig(method=method)
     if recipe is not None:
         name, raw = read_recipe(recipe)
+        methods = raw.pop("methods", [method])
+        if method not in methods:
+            raise UsageError(
+                f"the recipe {name} is not for {method}", fix=f"it is for {' and '.join(map(str, methods))}"
+            )
         config = replace(config, recipe=name)
         for section, values in raw.items():
             if not isinstance(values, Mapping):
@@ -245,6 +305,8 @@ def build_config(
 
 def read_recipe(recipe: str | Path) -> tuple[str, dict[str, Any]]:
     """A recipe's name and raw content; a top-level ``description`` is left out.
+
+    A top-level ``methods`` lists the methods that it is for; without it, it is for any.
 
     Raises:
         UsageError: no such recipe, or not TOML.
@@ -309,11 +371,16 @@ def to_toml(config: TrainConfig) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What keeps a saved state from being continued: ``section.key: old -> new``."""
+    """What keeps a saved state from being continued: ``section.key: old -> new``.
+
+    A key that the old state does not know, because it is older than the key, had the default.
+    """
     found = []
+    defaults = TrainConfig(method="").to_dict()
     for section in {**old, **new}:
         first, second = old.get(section), new.get(section)
         if isinstance(first, dict) and isinstance(second, dict):
+            first = {**defaults.get(section, {}), **first}
             found += [
                 f"{section}.{key}: {first.get(key)} -> {second.get(key)}"
                 for key in {**first, **second}
@@ -375,6 +442,7 @@ def _checked(config: TrainConfig) -> TrainConfig:
             f"data.size_policy = {config.data.size_policy!r} is not a choice",
             fix=nearest(config.data.size_policy, policies),
         )
+    _check_optim(config.optim)
     if not 0 <= config.optim.ema < 1:
         raise UsageError(
             f"optim.ema = {config.optim.ema} must lie in 0..1", fix="0.999 is usual, 0 switches it off"
@@ -391,3 +459,17 @@ def _checked(config: TrainConfig) -> TrainConfig:
     if config.data.close_ups < 0 or config.data.close_up_size < 0:
         raise UsageError("data.close_ups and data.close_up_size must not be negative")
     return config
+
+
+def _check_optim(section: OptimSection) -> None:
+    for name, value in {"momentum": section.momentum, "step_factor": section.step_factor}.items():
+        if not 0 <= value <= 1:
+            raise UsageError(f"optim.{name} = {value} must lie in 0..1")
+    steps = section.step_epochs
+    if any(isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1 for epoch in steps):
+        raise UsageError(f"optim.step_epochs = {steps} must be a list of epochs, counted from 1")
+    if section.schedule in (Schedule.STEPS, Schedule.STEP_MULTIPLES) and not steps:
+        raise UsageError(
+            f"optim.schedule = {str(section.schedule)!r} has no steps",
+            fix="list them: optim.step_epochs = [15]",
+        )

@@ -42,13 +42,15 @@ def run_config(
         measured: last validation; empty without one.
         recommended, options: of :func:`~wsss_rt.training.validation.recommend`.
     """
+    # the weights are ours now: whoever loads the run needs neither a download nor a first stage
+    arguments = {**model_arguments(config), "pretrained": False}
+    arguments.pop("first_stage", None)
     kept = {key: value for key, value in measured.items() if key not in ("curve", "thresholds")}
     quality = {"validation": {"data": validation_name(data), **kept}} if kept else {}
     return RunConfig(
         method=config.method,
         classes=data.classes.names,
-        # the weights are ours now: whoever loads the run needs no download
-        model={**model_arguments(config), "pretrained": False},
+        model=arguments,
         input=spec,
         training={
             **data.facts,

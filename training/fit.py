@@ -26,10 +26,9 @@ from wsss_rt.training.data.transforms import normalise
 from wsss_rt.training.describe import cores, input_spec, run_config, validation_name
 from wsss_rt.training.interrupt import Interrupted, StopSignal
 from wsss_rt.training.journal import LOG, Journal, Progress, duration
-from wsss_rt.training.models import create_model
 from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
 from wsss_rt.training.plot import plot_run
-from wsss_rt.training.setup import model_arguments, open_fabric, planned_images, resolve_precision
+from wsss_rt.training.setup import new_model, open_fabric, planned_images, resolve_precision
 from wsss_rt.training.validation import MapKind, current_kinds, evaluate_localization, map_kinds, recommend
 
 _STEP_SEED = 14
@@ -109,7 +108,7 @@ class _Loop:
         if config.run.batch % fabric.world_size:
             raise UsageError(f"a batch of {config.run.batch} cannot be shared by {fabric.world_size} devices")
         torch.manual_seed(config.run.seed)
-        self.bare = create_model(config.method, num_classes=len(data.classes), **model_arguments(config))
+        self.bare = new_model(config, num_classes=len(data.classes))
         if config.run.compile:
             self.bare.losses = torch.compile(self.bare.losses, dynamic=False)  # type: ignore[method-assign]
         optimizer = build_optimizer(self.bare, config.optim, batch=self.per_step)

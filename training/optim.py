@@ -1,4 +1,4 @@
-"""AdamW with the usual exemptions from weight decay, the learning rate over time, and averaged weights."""
+"""Optimizers with the usual exemptions from weight decay, the learning rate over time, averaged weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from wsss_rt.training.config import LrUpdate, OptimSection, Schedule
+from wsss_rt.errors import UsageError
+from wsss_rt.training.config import LrUpdate, Optimizer, OptimSection, Schedule
 
 
-def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> torch.optim.AdamW:
-    """AdamW over the parameters that want a gradient.
+def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> torch.optim.Optimizer:
+    """AdamW or SGD over the parameters that want a gradient.
 
     Biases, 1-D parameters and what ``model.no_weight_decay()`` names (tokens, position embeddings) do not
-    decay.
+    decay; neither do positions under other names, unless ``decay_positions`` says so.
 
     Args:
         model: the model.
@@ -30,13 +31,18 @@ def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> t
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
+            spared = name in exempt or (name.startswith("pos_embed") and not section.decay_positions)
+            free = parameter.ndim <= 1 or name.endswith(".bias") or spared
             (kept if free else decayed).append(parameter)
+    accident = section.optimizer is Optimizer.SGD_DECAY_AS_MOMENTUM
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": section.weight_decay},
+        {"params": decayed, "weight_decay": 0.0 if accident else section.weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if section.optimizer is not Optimizer.ADAMW:
+        momentum = section.weight_decay if accident else section.momentum
+        return torch.optim.SGD(groups, lr=peak_lr(section, batch=batch), momentum=momentum)
     return torch.optim.AdamW(groups, lr=peak_lr(section, batch=batch), betas=_betas(section), fused=True)
 
 
@@ -53,11 +59,19 @@ class LearningRate:
         batch: images per optimizer step.
         total: images in the whole run.
         epoch: images per epoch; 0 for endless data.
+
+    Raises:
+        UsageError: steps at epochs of data that have none.
     """
 
     def __init__(self, section: OptimSection, *, batch: int, total: int, epoch: int) -> None:
         self._section, self._total, self._epoch = section, max(total, 1), epoch
         self._peak = peak_lr(section, batch=batch)
+        if section.schedule in (Schedule.STEPS, Schedule.STEP_MULTIPLES) and not epoch:
+            raise UsageError(
+                f"optim.schedule = {str(section.schedule)!r} counts epochs, and scenes have none",
+                fix="take cosine, poly or constant",
+            )
         self._warmup = section.warmup_images or round(section.warmup_epochs * epoch)
 
     def at(self, seen: int) -> float:
@@ -69,9 +83,22 @@ class LearningRate:
             return section.warmup_lr + (self._peak - section.warmup_lr) * seen / self._warmup
         if section.schedule is Schedule.CONSTANT:
             return self._peak
+        if section.schedule in (Schedule.STEPS, Schedule.STEP_MULTIPLES):
+            return float(self._peak * section.step_factor ** self._drops(seen // self._epoch + 1))
         # as in timm, the cosine counts from the start of training and the warm-up covers its beginning
         progress = min(seen / self._total, 1.0)
+        if section.schedule is Schedule.POLY:
+            remaining: float = (1 - progress) ** section.poly_power
+            return section.min_lr + (self._peak - section.min_lr) * remaining
         return section.min_lr + 0.5 * (self._peak - section.min_lr) * (1 + math.cos(math.pi * progress))
+
+    def _drops(self, epoch: int) -> int:
+        """How often the rate has dropped when this epoch, counted from 1, has begun."""
+        steps = set(self._section.step_epochs)
+        if self._section.schedule is Schedule.STEPS:
+            return sum(step <= epoch for step in steps)
+        # once per epoch, however many steps divide it
+        return sum(any(begun % step == 0 for step in steps) for begun in range(1, epoch + 1))
 
 
 class WeightAverage:

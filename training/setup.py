@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric import Fabric
@@ -12,6 +13,9 @@ from lightning.fabric import Fabric
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.training.config import Precision, TrainConfig
 from wsss_rt.training.data.build import TrainingData
+
+if TYPE_CHECKING:
+    from wsss_rt.training.models import Localizer
 
 _PRECISIONS = {Precision.FLOAT32: "32-true", Precision.BF16: "bf16-mixed", Precision.FP16: "16-mixed"}
 
@@ -37,14 +41,51 @@ def check_model(config: TrainConfig) -> None:
         raise UsageError(
             f"unknown backbone {config.model.backbone!r}", fix=nearest(config.model.backbone, choices)
         )
+    second = config.model.options.get("stage") == "cam"
+    if second != bool(config.model.first_stage):
+        raise UsageError(
+            "the second stage starts from a first"
+            if second
+            else "model.first_stage is for stage 'cam' alone",
+            fix="train one with stage 'tpsm', then --set model.first_stage=RUN/weights.safetensors"
+            if second
+            else "leave it out, or --set model.options.stage=cam",
+        )
     if config.model.pretrained and config.model.pretrained_file:
         raise UsageError("model.pretrained and model.pretrained_file exclude each other")
 
 
+def new_model(config: TrainConfig, *, num_classes: int) -> Localizer:
+    """The model of a run before its first step, with the first stage's weights where there is one.
+
+    Raises:
+        UsageError: what ``create_model`` refuses, or a method without stages.
+        WsssError: weights that cannot be had or do not fit.
+    """
+    from wsss_rt.training.checkpoints import read_state_dict
+    from wsss_rt.training.models import create_model
+    from wsss_rt.training.models.token_refinement import TokenRefinement
+
+    arguments = model_arguments(config)
+    first_stage = arguments.pop("first_stage", "")
+    model = create_model(config.method, num_classes=num_classes, **arguments)
+    if first_stage:
+        if not isinstance(model, TokenRefinement):
+            raise UsageError(f"{config.method} has no stages", fix="leave out model.first_stage")
+        model.load_first_stage(read_state_dict(Path(first_stage)))
+    return model
+
+
 def model_arguments(config: TrainConfig) -> dict[str, Any]:
-    """Keyword arguments of ``create_model`` beside the number of classes."""
+    """Keyword arguments of ``create_model`` beside the number of classes.
+
+    A ``first_stage`` among them is for :func:`new_model` alone: ``create_model`` refuses it rather than begin
+    without it.
+    """
     section = config.model
+    first_stage = {"first_stage": section.first_stage} if section.first_stage else {}
     return {
+        **first_stage,
         "backbone": section.backbone,
         "img_size": section.img_size,
         "pretrained": section.pretrained_file or section.pretrained,

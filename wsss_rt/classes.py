@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,22 @@ VOC_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
     "train", "tvmonitor",
 )  # fmt: skip
+# in the order of the category ids, which run from 1 to 90 with ten gaps
+COCO_CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase",
+    "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
 SCENE_CLASSES = (
     "stripes", "dots", "checks", "rings", "zigzag", "crosses", "stars", "waves", "bricks", "triangles",
 )  # fmt: skip
-NAMED_SETS = {"voc": VOC_CLASSES, "scenes": SCENE_CLASSES}
+NAMED_SETS = {"voc": VOC_CLASSES, "coco": COCO_CLASSES, "scenes": SCENE_CLASSES}
 
 
 def voc_palette() -> tuple[tuple[int, int, int], ...]:
@@ -45,21 +58,28 @@ def voc_palette() -> tuple[tuple[int, int, int], ...]:
 class ClassSet:
     """Ordered class names with their colours; background is not among the names.
 
+    Attributes:
+        names: in the order of the model's outputs.
+        masks: whether the classes must fit an 8-bit mask; without (ILSVRC has 1,000), only names count, and
+            there are neither colours nor mask values.
+
     Raises:
-        UsageError: no class, a name twice, an empty name, or more than ``MAX_CLASSES``.
+        UsageError: no class, a name twice, an empty name, or more than ``MAX_CLASSES`` for masks.
     """
 
     names: tuple[str, ...]
+    masks: bool = True
 
     def __post_init__(self) -> None:
         if not self.names:
             raise UsageError("the class list is empty", fix="name at least one class")
-        if len(self.names) > MAX_CLASSES:
+        if self.masks and len(self.names) > MAX_CLASSES:
             raise UsageError(
                 f"{len(self.names)} classes do not fit an 8-bit mask",
                 why=f"0 is background and 255 is ignore, which leaves {MAX_CLASSES}",
             )
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        counts = Counter(self.names)
+        repeated = sorted(name for name, count in counts.items() if count > 1)
         if repeated or not all(name.strip() for name in self.names):
             raise UsageError(
                 "class names must be unique and not empty",
@@ -85,19 +105,19 @@ class ClassSet:
         return {BACKGROUND: "background", **named, IGNORE: "ignore"}
 
 
-def load_classes(source: str | Path | Sequence[str]) -> ClassSet:
+def load_classes(source: str | Path | Sequence[str], *, masks: bool = True) -> ClassSet:
     """Classes by the name of a known set, from a text file, or from the names themselves.
 
     A text file holds a name per line, in the order of the model's outputs; ``0 background`` style
-    numbering and a background line are understood.
+    numbering and a background line are understood. ``masks``: see :class:`ClassSet`.
 
     Raises:
         UsageError: no such set or file, or an invalid list.
     """
     if not isinstance(source, (str, Path)):
-        return ClassSet(tuple(source))
+        return ClassSet(tuple(source), masks)
     if isinstance(source, str) and source in NAMED_SETS:
-        return ClassSet(NAMED_SETS[source])
+        return ClassSet(NAMED_SETS[source], masks)
     path = Path(source)
     if not path.is_file():
         raise UsageError(
@@ -113,4 +133,4 @@ def load_classes(source: str | Path | Sequence[str]) -> ClassSet:
         names.append(name.strip())
     if names and names[0].lower() in {"background", "__background__", "_background_"}:
         names = names[1:]
-    return ClassSet(tuple(names))
+    return ClassSet(tuple(names), masks)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from wsss_rt.classes import COCO_CLASSES, VOC_CLASSES
 from wsss_rt.errors import UsageError, WsssError, nearest
 
 FOLDERS = "folders"
@@ -109,9 +110,11 @@ def load_tags(source: str | Path, *, classes: Sequence[str] | None = None) -> Ta
 
     Args:
         source: CSV with columns ``image,tags`` (tags split by ``;``) or one 0/1 column per class, JSON
-            ``{image: [tags]}`` or ``[{"image": .., "tags": [..]}]``, a folder of VOC XML annotations, or the
-            word ``folders`` (an image's tag is the name of the folder that it lies in).
-        classes: the only names allowed. None takes the names that occur.
+            ``{image: [tags]}`` or ``[{"image": .., "tags": [..]}]``, a folder of VOC XML annotations, a
+            ``cls_labels.npy`` (name to 0/1 vector; read without unpickling), or the word ``folders`` (an
+            image's tag is the name of the folder that it lies in).
+        classes: the only names allowed. None takes the names that occur. Vectors, which hold no names, stand
+            for VOC's or COCO's classes by their length, else for ``classes`` in that order.
 
     Raises:
         UsageError: no such source, or tags that are not among ``classes``; they are counted and named.
@@ -125,6 +128,8 @@ def load_tags(source: str | Path, *, classes: Sequence[str] | None = None) -> Ta
         if path.is_dir():
             names, entries = _read_voc_xml(path)
         elif path.is_file():
+            if path.suffix.lower() == ".npy":
+                return _from_vectors(path, allowed)
             text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
             if path.suffix.lower() == ".json" or text.lstrip()[:1] in {"{", "["}:
                 names, entries = _read_json(text, path)
@@ -133,7 +138,7 @@ def load_tags(source: str | Path, *, classes: Sequence[str] | None = None) -> Ta
         else:
             raise UsageError(
                 f"no tags at {path}",
-                fix="give a csv or json file, a folder of VOC XML, or the word 'folders'",
+                fix="give a csv, json or cls_labels.npy file, a folder of VOC XML, or the word 'folders'",
             )
     except OSError as error:
         raise _bad(path, error.strerror or str(error)) from error
@@ -240,6 +245,27 @@ def _read_json(text: str, path: Path) -> tuple[tuple[str, ...], dict[str, tuple[
             raise _bad(path, f"the tags of {image!r} are not a list of names")
         pairs.append((image, tags))
     return _from_pairs(pairs)
+
+
+def _from_vectors(path: Path, allowed: tuple[str, ...] | None) -> TagTable:
+    from wsss_rt.label_vectors import read_label_vectors
+
+    vectors = read_label_vectors(path)
+    width = len(next(iter(vectors.values())))
+    known = next((names for names in (VOC_CLASSES, COCO_CLASSES) if len(names) == width), None)
+    # names of one's own can stand in any number; those of a known set stand in its order, however they came
+    if allowed is not None and len(allowed) == width and set(allowed) != set(known or ()):
+        known = allowed
+    if known is None:
+        raise _bad(
+            path, f"its vectors have {width} numbers and no names; give {width} classes in their order"
+        )
+    entries = {
+        _normal_key(name): tuple(known[i] for i in vector.nonzero()[0]) for name, vector in vectors.items()
+    }
+    if allowed is not None:
+        _refuse_unknown(entries, allowed, path)
+    return TagTable(allowed if allowed is not None else known, entries, source=str(path))
 
 
 def _read_voc_xml(folder: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from wsss_rt.errors import UsageError
 from wsss_rt.training.config import (
     Augment,
+    Optimizer,
     build_config,
     differences,
     parse_settings,
+    read_recipe,
     recipe_names,
     to_toml,
 )
@@ -48,6 +51,11 @@ def test_flag_wins_over_recipe_wins_over_default(tmp_path: Path) -> None:
         ("[data]\ncrop_scale = [0.0, 1.0]\n", "crop_scale"),
         ("[data]\nsizes = [[64]]\n", "[height, width]"),
         ("[optim]\nema = 1.0\n", "optim.ema"),
+        ("[optim]\nmomentum = 1.5\n", "optim.momentum"),
+        ("[optim]\noptimizer = 'sdg'\n", "did you mean 'sgd'"),
+        ("[optim]\nschedule = 'steps'\n", "optim.step_epochs = [15]"),
+        ("[optim]\nstep_epochs = [0]\n", "counted from 1"),
+        ("[data]\nlayout = 'cocoo'\n", "did you mean 'coco'"),
         ("[optim\n", "not valid TOML"),
     ],
 )
@@ -58,9 +66,7 @@ def test_wrong_recipes_say_where(tmp_path: Path, text: str, message: str) -> Non
         build_config("mctformer-v2", recipe=recipe)
     assert message in str(caught.value)
     # values that are wrong only together are found once everything is read, and then name the key alone
-    assert any(
-        place in str(caught.value) for place in ("r.toml", "optim.ema", "data.crop_scale", "data.sizes")
-    )
+    assert any(place in str(caught.value) for place in ("r.toml", "optim.", "data.crop_scale", "data.sizes"))
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
@@ -70,10 +76,10 @@ def test_unknown_recipe_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_reads_and_prints_and_reads_again(name: str, tmp_path: Path) -> None:
-    config = build_config("mctformer-v2", recipe=name)
+    config = build_config(method_of(name), recipe=name)
     printed = tmp_path / f"{name}.toml"
     printed.write_text(to_toml(config))
-    again = build_config("mctformer-v2", recipe=printed)
+    again = build_config(config.method, recipe=printed)
     assert differences(config.to_dict(), again.to_dict()) == []
     assert config.run.images or config.run.epochs
 
@@ -82,7 +88,44 @@ def test_every_recipe_reads_and_prints_and_reads_again(name: str, tmp_path: Path
 def test_every_recipe_fits_the_method_it_is_for(name: str) -> None:
     from wsss_rt.training.setup import check_model
 
-    check_model(build_config("mctformer-v2", recipe=name))
+    for method in read_recipe(name)[1].get("methods", ["mctformer-v2"]):
+        config = build_config(method, recipe=name)
+        if config.model.options.get("stage") == "cam":
+            with pytest.raises(UsageError, match="the second stage starts from a first"):
+                check_model(config)
+            config = build_config(method, recipe=name, flags={"model.first_stage": "weights.safetensors"})
+        check_model(config)
+
+
+def method_of(recipe: str) -> str:
+    return str(read_recipe(recipe)[1].get("methods", ["mctformer-v2"])[0])
+
+
+def test_a_recipe_for_another_method_is_refused() -> None:
+    with pytest.raises(UsageError, match="voc-acr-official is not for mctformer-v2. it is for acr"):
+        build_config("mctformer-v2", recipe="voc-acr-official")
+
+
+def test_official_recipes_say_where_facts_come_from_and_what_is_off() -> None:
+    folder = resources.files("wsss_rt.training.recipes")
+    names = [name for name in recipe_names() if "official" in name]
+    assert {"coco-official", "cub-official", "ilsvrc-official", "voc-official"} <= set(names)
+    for name in names:
+        header = folder.joinpath(f"{name}.toml").read_text().split("description")[0]
+        assert header.startswith("# For "), name
+        assert "official" in header and ("accident" in header or "Accident" in header), name
+    accident = build_config("acr", recipe="voc-acr-published")
+    assert accident.optim.optimizer is Optimizer.SGD_DECAY_AS_MOMENTUM
+    assert (accident.run.batch, accident.run.devices, accident.run.images) == (1, "1", 26450)
+    assert build_config("acr", recipe="voc-acr-official").optim.optimizer is Optimizer.SGD
+
+
+def test_a_state_older_than_a_key_had_its_default() -> None:
+    new = build_config("mctformer-v2").to_dict()
+    old = {**new, "optim": {key: value for key, value in new["optim"].items() if key != "optimizer"}}
+    assert differences(old, new) == []
+    changed = build_config("mctformer-v2", flags={"optim.optimizer": "sgd"}).to_dict()
+    assert differences(old, changed) == ["optim.optimizer: adamw -> sgd"]
 
 
 def test_settings_are_toml_or_text() -> None:

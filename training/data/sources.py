@@ -13,6 +13,17 @@ from numpy.typing import NDArray
 from wsss_rt.errors import ImageError, WsssError
 from wsss_rt.io.decode import decode_image, read_bytes
 
+# left, top, right, bottom
+Box = tuple[int, int, int, int]
+
+
+class DrawnMask(Protocol):
+    """A mask that is no file of its own: it is drawn from outlines when somebody asks for it."""
+
+    def draw(self) -> NDArray[np.uint8]:
+        """(H, W) uint8, 0 background, class index + 1, 255 ignore; a WsssError where it cannot be drawn."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -23,12 +34,14 @@ class Sample:
         tags: 0-based class indices that the image shows.
         mask: (H, W) uint8, 0 background, class index + 1, 255 ignore; None where there is none.
         name: for messages.
+        boxes: (K, 4) int64 true boxes, see :class:`Item`; None where there are none.
     """
 
     image: NDArray[np.uint8]
     tags: tuple[int, ...]
     mask: NDArray[np.uint8] | None
     name: str
+    boxes: NDArray[np.int64] | None = None
 
 
 class Source(Protocol):
@@ -56,12 +69,16 @@ class Item:
         name: path below the data folder, for messages.
         tags: 0-based class indices.
         mask: its mask, where there is one.
+        boxes: true boxes as the data set publishes them, which is what official evaluations scale: left, top,
+            right, bottom in pixels of the stored image, cut to integers. Right and bottom are exclusive in
+            CUB (left + width, top + height), and the last pixel of the object in ILSVRC.
     """
 
     path: Path
     name: str
     tags: tuple[int, ...]
-    mask: Path | None = None
+    mask: Path | DrawnMask | None = None
+    boxes: tuple[Box, ...] = ()
 
 
 class FileSource:
@@ -86,14 +103,17 @@ class FileSource:
         """
         item = self.items[index]
         image = read_rgb(item.path, item.name, max_pixels=self._max_pixels)
-        truth = read_mask(item.mask) if mask and item.mask is not None else None
+        truth: NDArray[np.uint8] | None = None
+        if mask and item.mask is not None:
+            truth = read_mask(item.mask) if isinstance(item.mask, Path) else item.mask.draw()
         if truth is not None and truth.shape != image.shape[:2]:
             raise WsssError(
                 f"the mask {item.mask} is {truth.shape[1]}x{truth.shape[0]}",
                 why=f"its image {item.name} is {image.shape[1]}x{image.shape[0]}",
                 code="mask_size",
             )
-        return Sample(image, item.tags, truth, item.name)
+        boxes = np.array(item.boxes, np.int64).reshape(-1, 4) if item.boxes else None
+        return Sample(image, item.tags, truth, item.name, boxes)
 
 
 class SceneSource:

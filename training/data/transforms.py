@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import cv2
 import numpy as np
@@ -24,16 +25,22 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
     Args:
         augment: which one. ``light``: random resized crop, flip, colour; ``color``: flip and colour;
             ``official``: timm's random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1, random erasing
-            0.25.
+            0.25; ``squash-crop``: the whole image squashed, a random crop of it, flip; ``scale-pad``: flip,
+            the long side at 0.9 to 1/0.875 of the result's, random crop or padding.
         size: height and width of the result.
-        crop_scale: share of the area that a crop keeps.
+        crop_scale: share of the area that a crop keeps: (224 / 256)² for a crop of 224 out of 256.
 
     Returns:
         A function of (H, W, 3) uint8. Its result is uint8, to be normalised in batches; that of ``official``
-        is float32 and normalised, because random erasing fills with normalised noise.
+        is float32 and normalised, because random erasing fills with normalised noise, and so is that of
+        ``scale-pad``, whose padding is 0 after normalisation.
     """
     if augment is Augment.OFFICIAL:
         return _official(size, crop_scale)
+    if augment is Augment.SQUASH_CROP:
+        return partial(_squash_crop, size=size, crop_scale=crop_scale)
+    if augment is Augment.SCALE_PAD:
+        return partial(_scale_pad, size=size)
     crop = augment is Augment.LIGHT
     flip = augment is not Augment.NONE
     color = augment in (Augment.LIGHT, Augment.COLOR)
@@ -102,6 +109,43 @@ def _official(size: tuple[int, int], crop_scale: Sequence[float]) -> Transform:
         return tensor
 
     return transform
+
+
+def _squash_crop(
+    image: NDArray[np.uint8], *, size: tuple[int, int], crop_scale: Sequence[float]
+) -> torch.Tensor:
+    """As token refinement does on CUB: a square whatever the image's shape, by Pillow's bilinear filter."""
+    share = random.uniform(*crop_scale) ** 0.5
+    height, width = (max(side, round(side / share)) for side in size)
+    squashed = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    top, left = random.randint(0, height - size[0]), random.randint(0, width - size[1])
+    crop = squashed[top : top + size[0], left : left + size[1]]
+    if random.random() < 0.5:
+        crop = crop[:, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+
+
+def _scale_pad(image: NDArray[np.uint8], *, size: tuple[int, int]) -> torch.Tensor:
+    """As ACR does: where the image is smaller than the result it lies at a random place, 0 around it."""
+    if random.random() < 0.5:
+        image = np.ascontiguousarray(image[:, ::-1])
+    side = max(size)
+    factor = random.randint(int(0.9 * side), int(side / 0.875)) / max(image.shape[:2])
+    height, width = (max(1, round(length * factor)) for length in image.shape[:2])
+    scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    tensor = normalise(torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))[None])[0]
+    result = torch.zeros(3, *size)
+    taken, placed = zip(*(_overlap(*pair) for pair in zip((height, width), size, strict=True)), strict=True)
+    result[:, placed[0], placed[1]] = tensor[:, taken[0], taken[1]]
+    return result
+
+
+def _overlap(have: int, want: int) -> tuple[slice, slice]:
+    """A random part of ``have`` pixels that fits ``want``, and a random place for what is smaller."""
+    start = random.randint(0, max(have - want, 0))
+    place = random.randint(0, max(want - have, 0))
+    length = min(have, want)
+    return slice(start, start + length), slice(place, place + length)
 
 
 def _random_resized_crop(

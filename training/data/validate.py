@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.tags import TagTable
-from wsss_rt.training.data.sources import FileSource, Item, read_rgb
+from wsss_rt.training.data.sources import Box, DrawnMask, FileSource, Item, read_rgb
 
 _SHOWN = 5
 
@@ -63,7 +63,8 @@ def match_tags(
     table: TagTable,
     classes: Sequence[str],
     *,
-    masks: Mapping[str, Path] | None = None,
+    masks: Mapping[str, Path | DrawnMask] | None = None,
+    boxes: Mapping[str, tuple[Box, ...]] | None = None,
     only: Sequence[str] | None = None,
     required: bool = True,
 ) -> tuple[list[Item], DataReport]:
@@ -73,7 +74,8 @@ def match_tags(
         files: image files by their path below the data folder.
         table: the tags.
         classes: the model's classes, in order.
-        masks: mask files by the same names.
+        masks: masks by the same names.
+        boxes: true boxes by the same names.
         only: the names to use, e.g. of a split; entries of the table beyond them are no finding.
         required: whether finding next to nothing is an error.
 
@@ -109,7 +111,8 @@ def match_tags(
             report.empty.append(name)
             continue
         numbers = tuple(sorted({index[tag] for tag in tags if tag in index}))
-        items.append(Item(files[name], name, numbers, (masks or {}).get(name)))
+        found = (masks or {}).get(name), (boxes or {}).get(name, ())
+        items.append(Item(files[name], name, numbers, *found))
     if unknown:
         refuse_unknown(unknown, classes, table.source)
     if only is None and not table.from_folders:

@@ -19,21 +19,26 @@ def train(
     method: Annotated[str, typer.Argument(help="Method, e.g. mctformer-v2.", show_default=False)],
     data: Annotated[
         str | None,
-        typer.Option(help="Folder of images, VOC tree, or the word 'scenes'.", show_default=False),
+        typer.Option(
+            help="Folder of images; a VOC, COCO, CUB or ILSVRC tree; or the word 'scenes'.",
+            show_default=False,
+        ),
     ] = None,
     tags: Annotated[
         str | None,
         typer.Option(
-            help="CSV, JSON, folder of VOC XML; 'folders' (parent's name); 'voc' or 'masks' (VOC tree).",
+            help="CSV, JSON, cls_labels.npy, VOC XML; 'folders' (parent's name); 'voc', 'masks' (VOC tree).",
             show_default="labels.csv in the folder",
         ),
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="'voc', 'scenes' or a file of names.", show_default="the names in the tags"),
+        typer.Option(
+            help="'voc', 'coco', 'scenes' or a file of names.", show_default="the names in the tags"
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="List of a VOC tree to train on.", show_default="train_aug")
+        str | None, typer.Option(help="List of the data set to train on.", show_default="its training list")
     ] = None,
     recipe: Annotated[
         str | None,
