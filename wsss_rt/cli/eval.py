@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -223,29 +222,27 @@ def _parse_classes(text: str) -> ClassSet:
 
 def _show(result: Evaluation, *, worst: int) -> None:
     from wsss_rt.io.decode import printable
-    from wsss_rt.tables import print_table
+    from wsss_rt.tables import percent, print_table
 
     matrix, ignoring = result.matrix, result.ignore_predicted
     columns = (result.iou(), matrix.precision(), matrix.recall(ignore_predicted=ignoring))
     truth, predicted = matrix.truth(), matrix.predicted()
     rows = [
-        [result.names[value], *(_percent(column[value]) for column in columns)]
+        [result.names[value], *(percent(column[value]) for column in columns)]
         + [f"{truth[value]:,}", f"{predicted[value]:,}"]
         for value in result.chosen
     ]
     header = ("class", "IoU %", "precision %", "recall %", "true pixels", "predicted pixels")
     print_table(f"{len(result.images)} images", header, rows)
     print()
-    print(f"mIoU             {_percent(result.miou()):>6} %   over the classes above that occur")
+    print(f"mIoU             {percent(result.miou()):>6} %   over the classes above that occur")
     if 0 in result.chosen:
-        print(f"mIoU foreground  {_percent(result.miou(foreground=True)):>6} %   without background")
+        print(f"mIoU foreground  {percent(result.miou(foreground=True)):>6} %   without background")
     accuracy = matrix.pixel_accuracy(ignore_predicted=ignoring)
-    print(f"pixel accuracy   {_percent(accuracy):>6} %   over all classes")
+    print(f"pixel accuracy   {percent(accuracy):>6} %   over all classes")
     if matrix.ignored.any():
         treatment = "left out" if ignoring else "counted as wrong; --ignore-predicted leaves them out"
-        print(
-            f"coverage         {_percent(matrix.coverage()):>6} %   pixels predicted as 255 are {treatment}"
-        )
+        print(f"coverage         {percent(matrix.coverage()):>6} %   pixels predicted as 255 are {treatment}")
     for note in result.notes:
         print(f"note: {note}")
     for names, text in ((result.missing, "without prediction, left out"), (result.extra, "without truth")):
@@ -257,34 +254,30 @@ def _show(result: Evaluation, *, worst: int) -> None:
     if worst and len(result.images) > 1:
         print()
         rows = [
-            [printable(image.image), _percent(image.miou), _percent(image.pixel_accuracy)]
+            [printable(image.image), percent(image.miou), percent(image.pixel_accuracy)]
             for image in result.worst(worst)
         ]
         print_table("lowest mIoU", ("image", "mIoU %", "accuracy %"), rows)
 
 
 def _show_sweep(sweep: SweepSummary) -> None:
-    from wsss_rt.tables import print_table
+    from wsss_rt.tables import percent, print_table
 
     curve = sweep.curve
     print()
     rows = [
         [
             f"{curve.thresholds[index]:.2f}",
-            _percent(curve.miou[index]),
-            _percent(curve.false_positive[index]),
-            _percent(curve.false_negative[index]),
+            percent(curve.miou[index]),
+            percent(curve.false_positive[index]),
+            percent(curve.false_negative[index]),
         ]
         for index in range(0, len(curve.thresholds), 5)
     ]
     header = ("threshold", "mIoU %", "false positive %", "false negative %")
     print_table("stored maps, background threshold", header, rows)
     threshold, miou = curve.best()
-    print(f"best             {_percent(miou):>6} %   at {threshold:.2f}, chosen on this truth")
+    print(f"best             {percent(miou):>6} %   at {threshold:.2f}, chosen on this truth")
     if sweep.official is not None:
         at, value = sweep.official
-        print(f"official search  {_percent(value):>6} %   at {at:.2f}, stops at a dip")
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+        print(f"official search  {percent(value):>6} %   at {at:.2f}, stops at a dip")

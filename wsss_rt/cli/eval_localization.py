@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsss_rt.errors import UsageError
+from wsss_rt.tables import percent, print_table
 
 if TYPE_CHECKING:
     from wsss_rt.box_results import BoxEvaluation, VariantResult
@@ -76,7 +76,6 @@ def _boxes_path(truth: Path, boxes: Path | None) -> Path:
 
 def _show(result: BoxEvaluation) -> None:
     from wsss_rt.io.names import printable
-    from wsss_rt.tables import print_table
 
     count = len(result.images)
     print_table(f"{count} image{'s' if count != 1 else ''}", ("measure", "%"), _top_rows(result.top))
@@ -97,7 +96,6 @@ def _show(result: BoxEvaluation) -> None:
 
 
 def _show_variant(variant: VariantResult) -> None:
-    from wsss_rt.tables import print_table
 
     print()
     title = f"as the {variant.name.value} repository counts, at {variant.top.threshold:.3f}"
@@ -116,18 +114,14 @@ def _top_rows(top: LocalizationAccuracy) -> list[list[str]]:
         ("Top-5 localization", top.top_5),
         ("GT-known", top.gt_known),
     )
-    return [[name, _percent(value)] for name, value in named]
+    return [[name, percent(value)] for name, value in named]
 
 
 def _box_rows(accuracies: Iterable[float], thresholds: Sequence[str], mean: float) -> list[list[str]]:
     from wsss_rt.metrics.boxes import IOU_LIMITS
 
     rows = [
-        [f"{limit}", _percent(value), threshold]
+        [f"{limit}", percent(value), threshold]
         for limit, value, threshold in zip(IOU_LIMITS, accuracies, thresholds, strict=True)
     ]
-    return [*rows, ["mean", _percent(mean), ""]]
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+    return [*rows, ["mean", percent(mean), ""]]
