@@ -176,16 +176,20 @@ def _ramps(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 def _union(count: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
     """(count,) the lowest member of every member's group, groups being joined by pairs."""
     parent = np.arange(count)
+    if not len(first):
+        return parent
+    # each member goes below its lowest neighbour; parents are never larger, so no circle can form
+    np.minimum.at(parent, np.maximum(first, second), np.minimum(first, second))
     while True:
-        roots = parent[first], parent[second]
-        open_pairs = roots[0] != roots[1]
-        if not open_pairs.any():
-            return parent
-        first, second = roots[0][open_pairs], roots[1][open_pairs]
-        # each root goes below its lowest neighbour; parents are never larger, so no circle can form
-        np.minimum.at(parent, np.maximum(first, second), np.minimum(first, second))
-        while True:
-            above = parent[parent]
-            if np.array_equal(above, parent):
-                break
-            parent = above
+        above = parent[parent]
+        if np.array_equal(above, parent):
+            break
+        parent = above
+    roots = np.stack([parent[first], parent[second]])
+    roots = roots[:, roots[0] != roots[1]]
+    # few groups are still in pieces: the rest is the same task among these pieces alone
+    pieces, numbered = np.unique(roots, return_inverse=True)
+    numbered = numbered.reshape(roots.shape)
+    parent[pieces] = pieces[_union(len(pieces), numbered[0], numbered[1])]
+    joined: NDArray[np.int64] = parent[parent]
+    return joined
