@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +210,13 @@ class TestAveragePrecision:
             average_precision([[float("nan")]], [[1]])
         with pytest.raises(ValueError, match="shape"):
             average_precision([[0.1, 0.2]], [[1]])
+
+
+def test_numpy_is_all_they_need() -> None:
+    code = (
+        "import sys, wsss_rt.metrics, wsss_rt.metrics.token_refinement\n"
+        "bad = {'cv2', 'PIL', 'torch', 'scipy'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -128,6 +128,7 @@ class Options:
         allow_missing: leave images without a prediction out.
         ignore_predicted: leave pixels predicted as 255 out; by default they count as wrong.
         sweep: folder of maps that ``label --format npz`` wrote.
+        official_sweep: also search the threshold as MCTformer's script does.
     """
 
     classes: ClassSet | None = None
@@ -135,6 +136,7 @@ class Options:
     allow_missing: bool = False
     ignore_predicted: bool = False
     sweep: Path | None = None
+    official_sweep: bool = False
 
 
 def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: Options) -> Evaluation:
@@ -175,7 +177,10 @@ def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: O
     )
     if options.sweep is None:
         return result
-    return replace(result, sweep=sweep_maps(options.sweep, pairs.matched, size, table=table, chosen=chosen))
+    summary = sweep_maps(
+        options.sweep, pairs.matched, size, table=table, chosen=chosen, official=options.official_sweep
+    )
+    return replace(result, sweep=summary)
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +67,9 @@ def open_prediction(path: Path) -> MaskFolder:
     """
     _require_folder(path)
     if (path / MASKS).is_dir():
-        return MaskFolder(path / MASKS, path, _run_classes(path))
+        return MaskFolder(path / MASKS, path, run_classes(path))
     return MaskFolder(
-        path, path, _run_classes(path.absolute().parent) if path.absolute().name == MASKS else None
+        path, path, run_classes(path.absolute().parent) if path.absolute().name == MASKS else None
     )
 
 
@@ -101,29 +101,9 @@ def pair_masks(prediction: Path, truth: Path, *, wanted: Sequence[str] | None = 
     if not truths:
         raise UsageError(f"no PNG masks in {printable(truth)}")
     if wanted is not None:
-        truths = _select(truths, wanted, truth)
-    matches = {key: key for key in truths if key in predictions}
-    free = defaultdict(list)
-    for key in predictions:
-        if key not in matches:
-            for name in {_file_name(key), _file_name(without_ending(key))}:
-                free[name].append(key)
-    taken: dict[str, str] = {}
-    for key in truths:
-        if key in matches:
-            continue
-        candidates = free.get(_file_name(key), [])
-        for candidate in candidates:
-            if len(candidates) > 1 or candidate in taken:
-                also = f"{taken[candidate]} and {key}" if candidate in taken else key
-                raise UsageError(
-                    f"masks of the name {printable(_file_name(key))} cannot be told apart",
-                    why=f"{printable(also)} fit {', '.join(printable(name) for name in candidates)}",
-                    fix="give both folders the same tree",
-                    code="ambiguous_names",
-                )
-            matches[key] = candidate
-            taken[candidate] = key
+        chosen = select_names(truths, wanted, missing=f"mask in {printable(truth)}")
+        truths = {key: truths[key] for key in chosen}
+    matches = match_names(truths, predictions)
     pairs = [Pair(key, predictions[matches[key]], truths[key]) for key in truths if key in matches]
     used = set(matches.values())
     return Pairs(
@@ -131,6 +111,52 @@ def pair_masks(prediction: Path, truth: Path, *, wanted: Sequence[str] | None = 
         tuple(key for key in truths if key not in matches),
         tuple(key for key in predictions if key not in used),
     )
+
+
+def match_names(truths: Iterable[str], predictions: Iterable[str], *, what: str = "masks") -> dict[str, str]:
+    """Which prediction belongs to which truth: the one of the same path, else the only one of the same name.
+
+    Args:
+        truths, predictions: relative paths without the ending of their own files.
+        what: what the predictions are, for messages.
+
+    Returns:
+        Truth to prediction; truths without one are not in it.
+
+    Raises:
+        UsageError: code ``ambiguous_names``: several fit one name, or one fits several truths.
+    """
+    keys, predictions = list(truths), dict.fromkeys(predictions)
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        raise UsageError(
+            f"{what} of the name {printable(repeated[0])} cannot be told apart",
+            why="several images of the truth have this name and differ in their ending alone",
+            code="ambiguous_names",
+        )
+    matches = {key: key for key in keys if key in predictions}
+    free = defaultdict(list)
+    for key in predictions:
+        if key not in matches:
+            for name in {_file_name(key), _file_name(without_ending(key))}:
+                free[name].append(key)
+    taken: dict[str, str] = {}
+    for key in keys:
+        if key in matches:
+            continue
+        candidates = free.get(_file_name(key), [])
+        for candidate in candidates:
+            if len(candidates) > 1 or candidate in taken:
+                also = f"{taken[candidate]} and {key}" if candidate in taken else key
+                raise UsageError(
+                    f"{what} of the name {printable(_file_name(key))} cannot be told apart",
+                    why=f"{printable(also)} fit {', '.join(printable(name) for name in candidates)}",
+                    fix="give both folders the same tree",
+                    code="ambiguous_names",
+                )
+            matches[key] = candidate
+            taken[candidate] = key
+    return matches
 
 
 def read_list(path: Path) -> list[str]:
@@ -166,7 +192,13 @@ def without_ending(key: str) -> str:
     return key
 
 
-def refuse_missing(missing: Sequence[str], total: int, *, prediction: Path) -> None:
+def refuse_missing(
+    missing: Sequence[str],
+    total: int,
+    *,
+    prediction: Path,
+    fix: str = "label them, or give --allow-missing to leave them out",
+) -> None:
     """An error that names the truths without a prediction.
 
     Raises:
@@ -177,35 +209,45 @@ def refuse_missing(missing: Sequence[str], total: int, *, prediction: Path) -> N
     raise WsssError(
         f"{len(missing)} of {total} images have no prediction in {printable(prediction)}: {some(missing)}",
         why="a mean over the rest would look like a result of the whole set",
-        fix="label them, or give --allow-missing to leave them out",
+        fix=fix,
         code="missing_predictions",
     )
 
 
-def _select(truths: Mapping[str, Path], wanted: Sequence[str], folder: Path) -> dict[str, Path]:
-    by_name = defaultdict(list)
-    for key in truths:
-        by_name[_file_name(key)].append(key)
-    chosen: dict[str, Path] = {}
+def select_names(truths: Iterable[str], wanted: Sequence[str], *, missing: str) -> list[str]:
+    """The truths that a list names, sorted.
+
+    Args:
+        truths: relative paths, with or without an ending.
+        wanted: paths or file names, with or without an ending.
+        missing: what the others of the list lack, for the message.
+
+    Raises:
+        UsageError: a name fits several truths, or none.
+    """
+    exact, by_path, by_name = dict.fromkeys(truths), defaultdict(list), defaultdict(list)
+    for key in exact:
+        by_path[without_ending(key)].append(key)
+        by_name[_file_name(without_ending(key))].append(key)
+    chosen: set[str] = set()
     unknown: list[str] = []
     for name in wanted:
         given = name.replace(os.sep, "/").removeprefix("./")
         plain = without_ending(given)
-        found = [key for key in dict.fromkeys((given, plain)) if key in truths]
-        found = found or by_name.get(_file_name(plain), [])
+        found = [key for key in (given, plain) if key in exact][:1]
+        found = found or by_path.get(plain) or by_name.get(_file_name(plain), [])
         if len(found) > 1:
             raise UsageError(f"{printable(name)} of the list fits {some(found)}", code="ambiguous_names")
         if found:
-            chosen[found[0]] = truths[found[0]]
+            chosen.add(found[0])
         else:
             unknown.append(name)
     if unknown:
         raise UsageError(
-            f"{len(unknown)} of {len(wanted)} names of the list have no mask in {printable(folder)}: "
-            + some(unknown),
+            f"{len(unknown)} of {len(wanted)} names of the list have no {missing}: {some(unknown)}",
             code="missing_truth",
         )
-    return dict(sorted(chosen.items()))
+    return sorted(chosen)
 
 
 def _masks(folder: Path) -> dict[str, Path]:
@@ -220,7 +262,12 @@ def _masks(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _run_classes(out: Path) -> ClassSet | None:
+def run_classes(out: Path) -> ClassSet | None:
+    """The classes that the run.json of an output folder names; None where there is no such file.
+
+    Raises:
+        WsssError: it cannot be read.
+    """
     path = out / "run.json"
     if not path.is_file():
         return None

@@ -30,18 +30,20 @@ class SweepSummary:
     Attributes:
         curve: thresholds 0.00 .. 0.99, means over the chosen classes that occur.
         official: by the rule of MCTformer's script: 0.00 .. 0.59, absent classes count 0, and the first
-            threshold that does not improve ends the search.
+            threshold that does not improve ends the search; None where that was not asked for.
     """
 
     curve: Sweep
-    official: tuple[float, float]
+    official: tuple[float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         threshold, miou = self.curve.best()
-        return {
-            "best": {"threshold": threshold, "miou": number(miou)},
-            "official_greedy": {"threshold": self.official[0], "miou": number(self.official[1])},
+        result: dict[str, Any] = {"best": {"threshold": threshold, "miou": number(miou)}}
+        if self.official is not None:
+            at, value = self.official
+            result["official_greedy"] = {"threshold": at, "miou": number(value)}
+        return result | {
             "thresholds": self.curve.thresholds.tolist(),
             "miou": [number(value) for value in self.curve.miou],
             "false_positive": [number(value) for value in self.curve.false_positive],
@@ -50,7 +52,13 @@ class SweepSummary:
 
 
 def sweep_maps(
-    folder: Path, pairs: Sequence[Pair], size: int, *, table: NDArray[np.uint8], chosen: Sequence[int]
+    folder: Path,
+    pairs: Sequence[Pair],
+    size: int,
+    *,
+    table: NDArray[np.uint8],
+    chosen: Sequence[int],
+    official: bool = False,
 ) -> SweepSummary:
     """Quality of stored maps at every background threshold.
 
@@ -60,6 +68,7 @@ def sweep_maps(
         size: number of mask values.
         table: (256,) mask value of the prediction to mask value of the truth.
         chosen: mask values that the means are over.
+        official: also search as MCTformer's script does.
 
     Raises:
         WsssError: maps are missing or of another model; it names them.
@@ -92,9 +101,10 @@ def sweep_maps(
             )
         sweep.update(stored.at_size(*mask.shape), [value - 1 for value in values], mask)
     curve = _over(sweep.result(), chosen)
-    official = _over(sweep.result(absent="zero"), chosen)
-    count = len(OFFICIAL_THRESHOLDS)
-    greedy = replace(official, thresholds=official.thresholds[:count], miou=official.miou[:count])
+    if not official:
+        return SweepSummary(curve)
+    zeroed, count = _over(sweep.result(absent="zero"), chosen), len(OFFICIAL_THRESHOLDS)
+    greedy = replace(zeroed, thresholds=zeroed.thresholds[:count], miou=zeroed.miou[:count])
     return SweepSummary(curve, greedy.best_greedy())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,11 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
+
+
+def percent(share: float) -> str:
+    """A share of 0..1 in percent with two digits; a dash for nan."""
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
 
 
 def _print_rich(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:

@@ -14,12 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.cli.eval_command import Command, command
 from tests.samples import make_result
-from wsss_rt.cli import app
 from wsss_rt.formats import open_writers
 from wsss_rt.formats.png import encode_mask
 from wsss_rt.io.manifest import Manifest
 from wsss_rt.metrics import ConfusionMatrix, threshold_sweep
+
+__all__ = ["command"]
 
 NAMES = ("a", "deep/b", "c")
 
@@ -41,33 +43,6 @@ def write(folder: Path, content: dict[str, NDArray[np.uint8]]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_mask(mask))
     return folder
-
-
-class Command:
-    """Runs the command line in this process, as the console script does."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self._patch, self._capture = monkeypatch, capfd
-
-    def __call__(self, *words: object) -> tuple[int, str, str]:
-        self._patch.setattr(sys, "argv", ["wsss-rt", "eval", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            app.main()
-            raise SystemExit(0)
-        out, err = self._capture.readouterr()
-        code = end.value.code
-        return (0 if code is None else int(code)), out, err
-
-    def json(self, *words: object) -> dict[str, Any]:
-        code, out, err = self(*words, "--json", "-")
-        assert code == 0, err
-        parsed: dict[str, Any] = json.loads(out)
-        return parsed
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    return Command(monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -196,6 +171,9 @@ class TestErrors:
             (["--classes", "vok"], "no class set or file"),
             (["--list", "absent.txt"], "cannot read the list"),
             (["--sweep", "absent"], "no folder absent"),
+            (["--official-sweep"], "needs maps"),
+            (["--task", "localisation"], "did you mean 'localization'"),
+            (["--box-threshold", "0.1"], "--box-threshold does not go with --task segmentation"),
         ],
     )
     def test_wrong_usage_ends_with_2(
@@ -318,7 +296,8 @@ class TestSweep:
                 manifest.append(record)
         gt = write(tmp_path / "gt", {f"{index}": item[2] for index, item in enumerate(items)})
         for folder in (out, out / "maps"):
-            result_json = command.json(out, gt, "--classes", "scenes", "--sweep", folder)["sweep"]
+            words = (out, gt, "--classes", "scenes", "--sweep", folder, "--official-sweep")
+            result_json = command.json(*words)["sweep"]
             truth = threshold_sweep(items, 11, thresholds=np.arange(100) / 100)
             assert result_json["miou"] == pytest.approx(truth.miou.tolist(), abs=1e-12)
             assert result_json["best"]["threshold"] == truth.best()[0]
@@ -326,7 +305,9 @@ class TestSweep:
             assert result_json["official_greedy"]["threshold"] == official[0]
             assert result_json["official_greedy"]["miou"] == pytest.approx(official[1], abs=1e-12)
         _, text, _ = command(out, gt, "--classes", "scenes", "--sweep", out)
-        assert "chosen on this truth" in text
+        assert "chosen on this truth" in text and "official search" not in text
+        _, text, _ = command(*words)
+        assert "official search" in text
 
     def test_missing_maps_are_named(
         self, command: Command, folders: tuple[Path, Path], tmp_path: Path

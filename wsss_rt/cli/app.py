@@ -19,7 +19,7 @@ COMMANDS = {
     "label": "Write a pixel mask for every image.",
     "train": "Train a localizer from images and their tags.",
     "export": "Compile a trained model to one ONNX file with its card, after a parity check.",
-    "eval": "Compare masks with ground truth.",
+    "eval": "Compare masks, or the boxes of maps, with ground truth.",
     "scenes": "Generate a benchmark of synthetic scenes with exact masks.",
     "models": "List the models at hand, or show a model's card.",
     "doctor": "Show versions and devices, and what is missing for what.",

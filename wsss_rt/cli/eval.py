@@ -1,9 +1,10 @@
-"""``wsss-rt eval``: masks against ground truth."""
+"""``wsss-rt eval``: masks against ground truth; maps against boxes in ``eval_localization``."""
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,15 +15,36 @@ if TYPE_CHECKING:
     from wsss_rt.evaluate import Evaluation
     from wsss_rt.sweep import SweepSummary
 
+DEFAULT_WORST = 5
+
+
+class Task(StrEnum):
+    """What to compare, as ``--task`` takes it."""
+
+    SEGMENTATION = "segmentation"
+    LOCALIZATION = "localization"
+
 
 def eval(
     prediction: Annotated[
-        Path, typer.Argument(metavar="PRED", help="Output folder of `label`, or a folder of mask PNGs.")
+        Path,
+        typer.Argument(
+            metavar="PRED",
+            help="Output folder of `label`, or a folder of mask PNGs; for localization one of "
+            "`label --format npz`.",
+        ),
     ],
     truth: Annotated[
         Path,
-        typer.Argument(metavar="GT", help="Folder of mask PNGs (class numbers, 255 ignored), or a VOC tree."),
+        typer.Argument(
+            metavar="TRUTH",
+            help="Folder of mask PNGs (class numbers, 255 ignored), or a VOC tree; for localization a CSV of "
+            "image,class,left,top,right,bottom, or the folder that holds it.",
+        ),
     ],
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="segmentation (masks) or localization (boxes).")
+    ] = Task.SEGMENTATION.value,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +66,35 @@ def eval(
         Path | None,
         typer.Option(metavar="DIR", help="Also judge stored maps (`label --format npz`) at every threshold."),
     ] = None,
+    official_sweep: Annotated[
+        bool,
+        typer.Option(
+            "--official-sweep",
+            help="With --sweep: also search as MCTformer's script does, which stops at the first threshold "
+            "that does not improve.",
+        ),
+    ] = False,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Localization: the CSV of boxes, if TRUTH is a folder. [default: boxes.csv in it]",
+        ),
+    ] = None,
+    box_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T",
+            help="Localization: share of a map's maximum at which Top-1, Top-5 and GT-known take boxes. "
+            "[default: the best for GT-known on this truth; 0.1 for the variant]",
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Localization: also count as another program does: token-refinement."
+        ),
+    ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave images without a prediction out.")
     ] = False,
@@ -54,36 +105,75 @@ def eval(
         ),
     ] = False,
     worst: Annotated[
-        int, typer.Option(metavar="K", min=0, help="List the K images with the lowest mIoU.")
-    ] = 5,
+        int | None,
+        typer.Option(
+            metavar="K", min=0, help=f"List the K images with the lowest mIoU. [default: {DEFAULT_WORST}]"
+        ),
+    ] = None,
     json_out: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="Write everything as JSON; - for stdout.")
     ] = None,
 ) -> None:
-    """Compare masks with ground truth: IoU per class, its mean, pixel accuracy.
+    """Compare with ground truth: masks by IoU per class, or the boxes of maps by the usual accuracies.
 
     Files match by relative path, else by name. A truth without a prediction, or of another size, is an
     error. Pixels of 255 in the truth never count; predicted 255 counts as wrong, unless left out.
+
+    Localization gives Top-1 and Top-5 classification and localization, GT-known, and MaxBoxAccV2 (all
+    regions' boxes, IoU 0.3, 0.5, 0.7, the best threshold of each), for one class an image. A box is a line
+    of the CSV, in pixels of the stored image; right and bottom lie behind the last pixel. The file serves
+    as --tags of `label` too, which then writes the map of the true class.
 
     \b
     wsss-rt eval labels data/SegmentationClass
     wsss-rt eval labels data --list data/ImageSets/Segmentation/val.txt --json result.json
     wsss-rt eval masks gt --classes voc --only cat,dog,horse
     wsss-rt eval labels data --sweep labels/maps
+    wsss-rt eval labels boxes.csv --task localization
+    wsss-rt eval labels boxes.csv --task localization --variant token-refinement --box-threshold 0.12
     """
     from wsss_rt.errors import UsageError
+
+    chosen = _parse_task(task)
+    of_masks = {
+        "--only": only,
+        "--sweep": sweep,
+        "--official-sweep": official_sweep or None,
+        "--ignore-predicted": ignore_predicted or None,
+        "--worst": worst,
+    }
+    of_boxes = {"--boxes": boxes, "--box-threshold": box_threshold, "--variant": variant}
+    _refuse_given(of_boxes if chosen is Task.SEGMENTATION else of_masks, chosen)
+    if chosen is Task.LOCALIZATION:
+        from wsss_rt.box_results import parse_variant
+        from wsss_rt.cli import eval_localization
+        from wsss_rt.evaluate_boxes import BoxOptions
+
+        box_options = BoxOptions(
+            classes=None if classes is None else _parse_classes(classes),
+            threshold=box_threshold,
+            variant=None if variant is None else parse_variant(variant),
+            allow_missing=allow_missing,
+        )
+        eval_localization.run(
+            prediction, truth, box_options, boxes=boxes, list_file=list_file, json_out=json_out
+        )
+        return
     from wsss_rt.evaluate import Options, evaluate
     from wsss_rt.pairing import open_prediction, open_truth, pair_masks, read_list
 
     predicted, true = open_prediction(prediction), open_truth(truth)
     if sweep is not None and not sweep.is_dir():
         raise UsageError(f"no folder {sweep}", fix="write maps with `wsss-rt label --format npz`")
+    if official_sweep and sweep is None:
+        raise UsageError("--official-sweep needs maps", fix="name their folder with --sweep")
     options = Options(
         classes=None if classes is None else _parse_classes(classes),
         only=tuple(name.strip() for name in (only or "").split(",") if name.strip()),
         allow_missing=allow_missing,
         ignore_predicted=ignore_predicted,
         sweep=sweep,
+        official_sweep=official_sweep,
     )
     wanted = None if list_file is None else read_list(list_file)
     pairs = pair_masks(predicted.folder, true.folder, wanted=wanted)
@@ -100,9 +190,27 @@ def eval(
         from wsss_rt.io.atomic import write_atomic
 
         write_atomic(json_out, text.encode("utf-8", "backslashreplace") + b"\n")
-    _show(result, worst=worst)
+    _show(result, worst=DEFAULT_WORST if worst is None else worst)
     if json_out is not None:
         print(f"wrote {json_out}")
+
+
+def _parse_task(name: str) -> Task:
+    from wsss_rt.errors import UsageError, nearest
+
+    known = [entry.value for entry in Task]
+    if name not in known:
+        raise UsageError(f"unknown task {name!r}", fix=nearest(name, known))
+    return Task(name)
+
+
+def _refuse_given(options: Mapping[str, object], task: Task) -> None:
+    """An error about an option that the task has no use for, rather than a result that ignored it."""
+    from wsss_rt.errors import UsageError
+
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)} does not go with --task {task.value}", fix="leave it out")
 
 
 def _parse_classes(text: str) -> ClassSet:
@@ -114,29 +222,27 @@ def _parse_classes(text: str) -> ClassSet:
 
 def _show(result: Evaluation, *, worst: int) -> None:
     from wsss_rt.io.decode import printable
-    from wsss_rt.tables import print_table
+    from wsss_rt.tables import percent, print_table
 
     matrix, ignoring = result.matrix, result.ignore_predicted
     columns = (result.iou(), matrix.precision(), matrix.recall(ignore_predicted=ignoring))
     truth, predicted = matrix.truth(), matrix.predicted()
     rows = [
-        [result.names[value], *(_percent(column[value]) for column in columns)]
+        [result.names[value], *(percent(column[value]) for column in columns)]
         + [f"{truth[value]:,}", f"{predicted[value]:,}"]
         for value in result.chosen
     ]
     header = ("class", "IoU %", "precision %", "recall %", "true pixels", "predicted pixels")
     print_table(f"{len(result.images)} images", header, rows)
     print()
-    print(f"mIoU             {_percent(result.miou()):>6} %   over the classes above that occur")
+    print(f"mIoU             {percent(result.miou()):>6} %   over the classes above that occur")
     if 0 in result.chosen:
-        print(f"mIoU foreground  {_percent(result.miou(foreground=True)):>6} %   without background")
+        print(f"mIoU foreground  {percent(result.miou(foreground=True)):>6} %   without background")
     accuracy = matrix.pixel_accuracy(ignore_predicted=ignoring)
-    print(f"pixel accuracy   {_percent(accuracy):>6} %   over all classes")
+    print(f"pixel accuracy   {percent(accuracy):>6} %   over all classes")
     if matrix.ignored.any():
         treatment = "left out" if ignoring else "counted as wrong; --ignore-predicted leaves them out"
-        print(
-            f"coverage         {_percent(matrix.coverage()):>6} %   pixels predicted as 255 are {treatment}"
-        )
+        print(f"coverage         {percent(matrix.coverage()):>6} %   pixels predicted as 255 are {treatment}")
     for note in result.notes:
         print(f"note: {note}")
     for names, text in ((result.missing, "without prediction, left out"), (result.extra, "without truth")):
@@ -148,32 +254,30 @@ def _show(result: Evaluation, *, worst: int) -> None:
     if worst and len(result.images) > 1:
         print()
         rows = [
-            [printable(image.image), _percent(image.miou), _percent(image.pixel_accuracy)]
+            [printable(image.image), percent(image.miou), percent(image.pixel_accuracy)]
             for image in result.worst(worst)
         ]
         print_table("lowest mIoU", ("image", "mIoU %", "accuracy %"), rows)
 
 
 def _show_sweep(sweep: SweepSummary) -> None:
-    from wsss_rt.tables import print_table
+    from wsss_rt.tables import percent, print_table
 
     curve = sweep.curve
     print()
     rows = [
         [
             f"{curve.thresholds[index]:.2f}",
-            _percent(curve.miou[index]),
-            _percent(curve.false_positive[index]),
-            _percent(curve.false_negative[index]),
+            percent(curve.miou[index]),
+            percent(curve.false_positive[index]),
+            percent(curve.false_negative[index]),
         ]
         for index in range(0, len(curve.thresholds), 5)
     ]
     header = ("threshold", "mIoU %", "false positive %", "false negative %")
     print_table("stored maps, background threshold", header, rows)
     threshold, miou = curve.best()
-    print(f"best             {_percent(miou):>6} %   at {threshold:.2f}, chosen on this truth")
-    print(f"official search  {_percent(sweep.official[1]):>6} %   at {sweep.official[0]:.2f}, stops at a dip")
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+    print(f"best             {percent(miou):>6} %   at {threshold:.2f}, chosen on this truth")
+    if sweep.official is not None:
+        at, value = sweep.official
+        print(f"official search  {percent(value):>6} %   at {at:.2f}, stops at a dip")

@@ -29,7 +29,7 @@ DESCRIPTIONS: Mapping[Format, str] = {
     Format.COCO: "annotations.coco.json: compressed RLE, one annotation per class and image",
     Format.REPORT: "report.html: overlays, the least confident first; opens without a network",
     Format.OVERLAY: "overlays/: the image with its mask drawn over it and a legend",
-    Format.NPZ: "maps/: normalised maps per class, for `wsss-rt eval --sweep`",
+    Format.NPZ: "maps/: normalised maps per class, for `wsss-rt eval` with --sweep or --task localization",
 }
 DEFAULT_FORMATS = (Format.PNG, Format.COCO, Format.REPORT)
 
