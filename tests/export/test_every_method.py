@@ -49,8 +49,8 @@ def test_exported_maps_are_those_of_pytorch(method: str, tmp_path: Path) -> None
     path = tmp_path / "model.onnx"
     path.write_bytes(seal(build_graph(model, patch=8), make_card(model, config)))
     with Labeler(path, backend="onnxruntime") as labeler:
-        for height, width in ((64, 64), (72, 109)):
-            images = torch.cat([seeded_images(seed, height, width) for seed in (0, 1)])
+        for batch, height, width in ((1, 64, 64), (2, 72, 109), (3, 37, 90)):
+            images = torch.cat([seeded_images(seed, height, width) for seed in range(batch)])
             with torch.no_grad():
                 expected = model.localize(images)
             found = labeler.engine.infer(images.numpy())

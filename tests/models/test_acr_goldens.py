@@ -96,6 +96,7 @@ def test_official_defaults() -> None:
     }
 
 
+@pytest.mark.large
 @torch.no_grad()
 def test_deit_equals_the_official_one(goldens_dir: Path) -> None:
     with np.load(goldens_dir / "acr" / "acr_deit_s008_64x64.npz", allow_pickle=False) as file:

@@ -282,21 +282,6 @@ def test_an_image_below_a_patch_is_refused() -> None:
         tiny().localize(torch.zeros(1, 3, 7, 200))
 
 
-@pytest.mark.parametrize("stage", ["joint", "tpsm"])
-@torch.no_grad()
-def test_one_exported_graph_serves_every_batch_and_size(stage: str) -> None:
-    model = tiny(stage=stage)
-    dynamic = torch.export.Dim.DYNAMIC
-    shapes = ({0: dynamic, 2: dynamic, 3: dynamic},)
-    traced = torch.export.export(model, (torch.zeros(2, 3, 44, 57),), dynamic_shapes=shapes).module()
-    for batch, height, width in [(1, 64, 64), (3, 61, 100), (2, 44, 57)]:
-        images = seeded_images(0, height, width).expand(batch, -1, -1, -1)
-        out = model.localize(images)
-        scores, maps = traced(images)
-        assert close(scores, out.scores)
-        assert close(maps, out.maps)
-
-
 def test_of_equal_masses_the_lower_index_is_selected() -> None:
     mass = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.125, 0.5, 0.125, 0.25]])
     assert torch.equal(cumulative_mass(mass), torch.tensor([[0.25, 0.5, 0.75, 1.0], [0.875, 0.5, 1.0, 0.75]]))

@@ -101,20 +101,6 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         assert close(alone.scores[0], together.scores[index])
 
 
-@torch.no_grad()
-def test_one_exported_graph_serves_every_batch_and_size() -> None:
-    model = tiny()
-    dynamic = torch.export.Dim.DYNAMIC
-    shapes = ({0: dynamic, 2: dynamic, 3: dynamic},)
-    traced = torch.export.export(model, (torch.zeros(2, 3, 88, 120),), dynamic_shapes=shapes).module()
-    for batch, height, width in [(1, 64, 64), (1, 64, 65), (3, 61, 200)]:
-        images = seeded_images(0, height, width).expand(batch, -1, -1, -1)
-        scores, maps = traced(images)
-        out = model.localize(images)
-        assert close(scores, out.scores)
-        assert close(maps, out.maps)
-
-
 def test_a_pretrained_backbone_gives_its_only_class_token(tmp_path: Path) -> None:
     backbone = timm.create_model(TINY, num_classes=3)
     torch.save(backbone.state_dict(), tmp_path / "deit.pth")
