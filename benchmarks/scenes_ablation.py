@@ -1,6 +1,6 @@
 """Maps against exact truth: attention, PatchCAM, fused, each refined in two ways; tags given and predicted.
 
-    python benchmarks/scenes_ablation.py --run runs/scenes [--count 300] [--seed 424242]
+    python benchmarks/scenes_ablation.py --run runs/scenes [--model FILE] [--count 300] [--seed 424242]
 
 All maps are measured in PyTorch on scenes of a seed that neither training nor validation has seen, with the
 thresholds that validation found. The map that validation chose also goes the whole way: `wsss-rt export`,
@@ -19,12 +19,10 @@ from commands import wsss_rt
 from record import write_result
 
 
-def label_and_evaluate(run: Path, work: Path, *, count: int, seed: int) -> dict[str, float]:
-    """mIoU of the exported model's masks, with tags given and predicted."""
-    scenes, model = work / f"scenes-{seed}-{count}", work / "model.onnx"
+def label_and_evaluate(model: Path, work: Path, *, count: int, seed: int) -> dict[str, float]:
+    """mIoU of an exported model's masks, with tags given and predicted."""
+    scenes = work / f"scenes-{seed}-{count}"
     wsss_rt("scenes", "--out", scenes, "--count", count, "--seed", seed)
-    model.unlink(missing_ok=True)
-    wsss_rt("export", run, "--out", model)
     found = {}
     for tags, given in (("given", ("--tags", scenes / "labels.csv")), ("predicted", ())):
         out, result = work / f"labels-{tags}", work / f"labels-{tags}.json"
@@ -81,6 +79,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument(
+        "--model", type=Path, default=None, help="the run, exported already"
+    )
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=424242)
     parser.add_argument("--work", type=Path, default=None)
@@ -89,7 +90,12 @@ def main() -> None:
     work = options.work or Path(tempfile.mkdtemp(prefix="wsss-rt-"))
     work.mkdir(parents=True, exist_ok=True)
     result = measure(options.run, count=options.count, seed=options.seed)
-    result["exported"] = label_and_evaluate(options.run, work, count=options.count, seed=options.seed)
+    model = options.model
+    if model is None:
+        model = work / "model.onnx"
+        model.unlink(missing_ok=True)
+        wsss_rt("export", options.run, "--out", model)
+    result["exported"] = label_and_evaluate(model, work, count=options.count, seed=options.seed)
     print(f"wrote {write_result(options.name, result)}")
 
 

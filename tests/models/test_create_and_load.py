@@ -82,6 +82,7 @@ def test_official_defaults() -> None:
         "layers_fused": 12,
         "attention_type": "attention",
         "affinity": True,
+        "affinity_source": "attention",
         "consistency": None,
         "alpha": 100.0,
     }
