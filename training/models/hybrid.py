@@ -67,9 +67,9 @@ def check_hybrid(embed: Any) -> str | None:
     """Why this patch embedding can't be run here, or None; anything but a hybrid passes."""
     if not isinstance(embed, HybridEmbed):
         return None
+    if any(isinstance(module, nn.BatchNorm2d) for module in embed.backbone.modules()):
+        return "its convolutions normalise over the batch"
     for module in embed.backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            return "its convolutions normalise over the batch"
         if isinstance(module, nn.Conv2d) and not isinstance(module, StdConv2dSame):
             return "its convolutions are not weight-standardised ones with 'SAME' padding"
         if isinstance(module, StdConv2dSame) and (module.groups != 1 or module.dilation != (1, 1)):
