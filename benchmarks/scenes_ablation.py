@@ -79,9 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument(
-        "--model", type=Path, default=None, help="the run, exported already"
-    )
+    parser.add_argument("--model", type=Path, default=None, help="the run, exported already")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=424242)
     parser.add_argument("--work", type=Path, default=None)

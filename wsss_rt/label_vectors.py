@@ -135,8 +135,9 @@ def _rebuild(data: BytesIO) -> Any:
         del stack[place:]
         return items
 
-    for instruction, argument, _ in pickletools.genops(data):
+    for instruction, found, _ in pickletools.genops(data):
         name = instruction.name
+        argument: Any = found
         if name in _IGNORED:
             continue
         if name == "STOP":

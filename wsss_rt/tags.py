@@ -252,7 +252,8 @@ def _from_vectors(path: Path, allowed: tuple[str, ...] | None) -> TagTable:
 
     vectors = read_label_vectors(path)
     width = len(next(iter(vectors.values())))
-    known = next((names for names in (VOC_CLASSES, COCO_CLASSES) if len(names) == width), None)
+    sets: tuple[tuple[str, ...], ...] = (VOC_CLASSES, COCO_CLASSES)
+    known = next((names for names in sets if len(names) == width), None)
     # names of one's own can stand in any number; those of a known set stand in its order, however they came
     if allowed is not None and len(allowed) == width and set(allowed) != set(known or ()):
         known = allowed

@@ -107,7 +107,9 @@ def test_own_folder_and_voc_tree_train_too(tmp_path: Path) -> None:
     _, run = load_run(tmp_path / "b")
     assert run.training["validation_split"] == "val"
     assert set(run.quality["validation"]["miou"]) == {
-        f"{kind}{suffix}" for kind in ("attention", "patchcam", "fused") for suffix in ("", "+affinity", "+similarity")
+        f"{kind}{suffix}"
+        for kind in ("attention", "patchcam", "fused")
+        for suffix in ("", "+affinity", "+similarity")
     }
 
 

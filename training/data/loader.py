@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -125,8 +127,8 @@ class TrainingImages(Dataset[Any]):
 
 
 def build_loader(dataset: TrainingImages, order: BatchOrder, *, workers: int, pin: bool) -> DataLoader[Any]:
-    """Loader over ``order``; worker processes keep to one thread each."""
-    return DataLoader(
+    """Loader over ``order``; worker processes keep to one thread each, and outlive signals to their group."""
+    return _Loader(
         dataset,
         # a sampler of lists is what torch calls a batch sampler; anything iterable serves
         batch_sampler=order,
@@ -139,6 +141,18 @@ def build_loader(dataset: TrainingImages, order: BatchOrder, *, workers: int, pi
     )
 
 
+class _Loader(DataLoader[Any]):
+    """Starts its workers with the signals blocked that they will leave to the main process."""
+
+    def __iter__(self) -> Any:
+        # until a worker is prepared, a signal to the group would end it, and the run with it
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _collate(samples: list[Any]) -> Any:
     errors = [sample for sample in samples if isinstance(sample, WsssError)]
     return errors[0] if errors else default_collate(samples)
@@ -147,9 +161,18 @@ def _collate(samples: list[Any]) -> Any:
 def _prepare_worker(_: int) -> None:
     import cv2
 
-    # both belong to the main process, which saves and then ends its workers; terminals, `timeout` and job
-    # schedulers send them to the whole group. A worker whose main process is gone notices that by itself
+    # terminals, `timeout` and job schedulers send both signals to the whole group, but they are meant for the
+    # main process, which saves and then ends its workers. SIGTERM stays blocked here, and a thread obeys it
+    # where it comes from that process: ignored altogether, it would leave a failed run waiting for its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
