@@ -132,16 +132,18 @@ class _Loop:
         if state is not None:
             self._restore(state)
         main = self.fabric.is_global_zero
-        if main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._announce()
-            self.journal = Journal(self.out / LOG, seen=self.seen)
-        self.progress = Progress(self.total, start=self.seen, every=self.config.run.log_seconds)
-        self.begun = time.monotonic() - self.elapsed
-        with StopSignal() as self.stop, self.progress if main else nullcontext():
-            self._train()
-            self._save_state()
-            self._finish()
+        # from here on a signal is answered after a step, with the state saved
+        with StopSignal() as self.stop:
+            if main:
+                self.out.mkdir(parents=True, exist_ok=True)
+                self._announce()
+                self.journal = Journal(self.out / LOG, seen=self.seen)
+            self.progress = Progress(self.total, start=self.seen, every=self.config.run.log_seconds)
+            self.begun = time.monotonic() - self.elapsed
+            with self.progress if main else nullcontext():
+                self._train()
+                self._save_state()
+                self._finish()
         return FitResult(self.out, self.seen, self.elapsed, self.measured)
 
     def _train(self) -> None:

@@ -163,7 +163,7 @@ def _prepare_worker(_: int) -> None:
 
     # terminals, `timeout` and job schedulers send both signals to the whole group, but they are meant for the
     # main process, which saves and then ends its workers. SIGTERM stays blocked here, and a thread obeys it
-    # where it comes from that process: ignored altogether, it would leave a failed run waiting for its workers
+    # where it comes from that process: ignored altogether, a failed run would wait for its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -12,8 +12,7 @@ def resize_bilinear(plane: NDArray[np.floating], height: int, width: int) -> NDA
     left, right, share = _taps(values.shape[1], width)
     across = values[:, left] * (1 - share) + values[:, right] * share
     upper, lower, share = _taps(values.shape[0], height)
-    enlarged: NDArray[np.float32] = across[upper] * (1 - share[:, None]) + across[lower] * share[:, None]
-    return enlarged
+    return np.asarray(across[upper] * (1 - share[:, None]) + across[lower] * share[:, None], np.float32)
 
 
 def stretch(pixels: NDArray[np.floating]) -> NDArray[np.float32]:
