@@ -137,11 +137,11 @@ def test_a_signal_to_the_whole_process_group_saves_the_state(tmp_path: Path) -> 
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900  # importing torch has taken minutes on busy machines
     while not (out / "log.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=900)[1]
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "Traceback" not in said and "the same command continues" in said
     assert (out / "state.pt").is_file()

@@ -11,7 +11,7 @@ from wsss_rt.errors import UsageError, WsssError, nearest
 def embedded_models() -> dict[str, Path]:
     """Name to path of the models in this package, the newest last.
 
-    A name ends in its version (``scenes-v1``), so the order of names is the order of age.
+    A name ends in its version (``scenes-v2``), so the order of names is the order of age.
     """
     # an installed package of ours is always a real folder: engines map the file
     folder = Path(str(resources.files(__name__)))

@@ -25,7 +25,7 @@ def models(
 
     \b
     wsss-rt models
-    wsss-rt models scenes-v1
+    wsss-rt models scenes-v2
     wsss-rt models my.onnx --json
     """
     import json
