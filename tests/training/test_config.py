@@ -150,7 +150,7 @@ def test_print_config_is_a_recipe() -> None:
     raw = tomllib.loads(done.stdout)
     assert raw["optim"]["lr"] == 0.5 and raw["data"]["source"] == "scenes"
     assert raw["model"]["backbone"] == "vit_scene_hybrid8_160"
-    assert Augment(raw["data"]["augment"]) is Augment.COLOR
+    assert Augment(raw["data"]["augment"]) is Augment.FLIP
 
 
 @pytest.mark.parametrize(
