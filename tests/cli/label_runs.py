@@ -72,11 +72,11 @@ def start(folder: Path, *words: str | Path, **options: Any) -> subprocess.Popen[
     )
 
 
-def run(folder: Path, *words: str | Path, **options: Any) -> Ended:
-    """Run ``wsss-rt`` as a process of its own to its end."""
+def run(folder: Path, *words: str | Path, timeout: float = 600, **options: Any) -> Ended:
+    """Run ``wsss-rt`` as a process of its own to its end; ``timeout`` in seconds."""
     process = start(folder, *words, **options)
     try:
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=timeout)
     finally:
         # harmless after a normal end
         process.kill()
