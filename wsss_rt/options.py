@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from wsss_rt.errors import UsageError
+from wsss_rt.refine.params import CrfParams
 
 if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
@@ -24,6 +25,7 @@ class LabelOptions:
         background: constant score of the background, 0..1.
         ignore_band: (low, high); pixels whose best class score lies in [low, high) become 255.
         refine: name of a refiner.
+        crf, crf_backend: parameters of the refiner ``crf``, and who computes it.
         backend, device, precision: as ``open_engine`` takes them.
         batch: images per call of the engine; 0 chooses.
         threads: processors to use; None takes all that the process may use.
@@ -39,6 +41,8 @@ class LabelOptions:
     background: float | None = None
     ignore_band: tuple[float, float] | None = None
     refine: str = "none"
+    crf: CrfParams = field(default_factory=CrfParams)
+    crf_backend: str = "numba"
     backend: str = "auto"
     device: str = "auto"
     precision: str = "auto"
