@@ -1,6 +1,6 @@
 """How this folder uses numba: compiled ahead of need, kept on the disk, without the interpreter lock.
 
-The only module that imports numba's decorators, so that the rest stays typed. A kernel and what it calls
+With lanes.py the only module that imports numba, so that the rest stays typed. A kernel and what it calls
 stand in one file: numba looks for a change only in the file of the kernel that was called.
 """
 

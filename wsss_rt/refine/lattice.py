@@ -27,6 +27,8 @@ BAND_PIXELS = 32_768
 MAX_BANDS = 16
 # vertices from which on a blur is worth handing out to threads
 SHARED_BLUR = 65_536
+# places of a band's first table, as a power of two
+_FIRST_BITS = 15
 # one below the sign bit of a vertex's name
 _NAME_LIMIT = 2**62
 
@@ -97,12 +99,13 @@ def build_lattice(
     pixels = height * width
     vertices = np.empty((pixels, corners), np.int32)
     weights = np.empty((pixels, corners), np.float32)
-    embed = kernels.embed_position if dimensions == 2 else kernels.embed_position_and_color
     rows = band_rows(height, width)
-    named = crew.run(
-        embed, [(image, first, last, scale, radix, origin, vertices, weights) for first, last in rows]
-    )
 
+    def place(first: int, last: int) -> NDArray[np.int64]:
+        return _place_band(image, slice(first * width, last * width), geometry, vertices, weights)
+
+    geometry = (scale, radix, origin)
+    named = crew.run(place, rows)
     most = sum(len(names) for names in named)
     bits = max(4, (2 * most).bit_length())
     table = np.full(1 << bits, -1, np.int64)
@@ -122,6 +125,35 @@ def build_lattice(
     lattice = Lattice(vertices, weights, neighbours, tuple(bands))
     _normalise(lattice, strength, crew)
     return lattice
+
+
+def _place_band(
+    image: NDArray[np.uint8],
+    pixels: slice,
+    geometry: tuple[NDArray[np.float32], NDArray[np.int64], int],
+    vertices: NDArray[np.int32],
+    weights: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """Fill a band's corners and weights; returns the names of its vertices."""
+    embed = kernels.embed_position if vertices.shape[1] == 3 else kernels.embed_position_and_color
+    bits, count, done = _FIRST_BITS, 0, pixels.start
+    names, numbers, order = _table(bits)
+    while True:
+        done, count = embed(
+            image, done, pixels.stop, *geometry, names, numbers, bits, order, count, vertices, weights
+        )
+        if done == pixels.stop:
+            return order[:count].copy()
+        bits += 2
+        names, numbers, longer = _table(bits)
+        kernels.merge_names(order[:count], names, numbers, bits, longer, 0, np.empty(count, np.int32))
+        order = longer
+
+
+def _table(bits: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+    """An empty table of vertices: names, their numbers, and names by number, for a quarter of its places."""
+    places = 1 << bits
+    return np.full(places, -1, np.int64), np.empty(places, np.int32), np.empty(places // 4, np.int64)
 
 
 def _names(
@@ -162,33 +194,37 @@ class Field:
         lanes: values per vertex, a multiple of four.
 
     Attributes:
-        values: per band (vertices, lanes) float32, what a slice reads.
+        values: per band (lanes / 4, vertices, 4) float32, flat, what a slice reads.
         sums: the same, what a splat adds to.
     """
 
     def __init__(self, lattice: Lattice, lanes: int) -> None:
         self.lattice = lattice
-        self.values = [np.zeros((len(band.places), lanes), np.float32) for band in lattice.bands]
+        self.values = [np.zeros(len(band.places) * lanes, np.float32) for band in lattice.bands]
         self.sums = [np.zeros_like(values) for values in self.values]
-        # the last row stands for every vertex that is not there
-        self._front = np.zeros((lattice.size + 1, lanes), np.float32)
+        # the last vertex of a slab stands for every vertex that is not there
+        self._slab = 4 * (lattice.size + 1)
+        self._front = np.zeros(self._slab * lanes // 4, np.float32)
         self._back = np.zeros_like(self._front)
 
     def blur(self, crew: Crew) -> None:
         """Add up the bands' sums and blur them along every axis."""
         self._front.fill(0)
         for band, sums in zip(self.lattice.bands, self.sums, strict=True):
-            kernels.add_band(band.places, sums, self._front)
+            kernels.add_band(band.places, sums, self._front, self._slab)
         for neighbours in self.lattice.neighbours:
             crew.run(
                 kernels.blur_axis,
-                [(neighbours, self._front, self._back, *part) for part in _parts(self.lattice.size, crew)],
+                [
+                    (neighbours, self._front, self._back, self._slab, *part)
+                    for part in _parts(self.lattice.size, crew)
+                ],
             )
             self._front, self._back = self._back, self._front
 
     def hand_out(self, index: int) -> None:
         """Give a band its blurred values, and empty its sums."""
-        kernels.take_band(self.lattice.bands[index].places, self._front, self.values[index])
+        kernels.take_band(self.lattice.bands[index].places, self._front, self._slab, self.values[index])
         self.sums[index].fill(0)
 
 

@@ -8,8 +8,8 @@ vertices and is written as their barycentric mixture. Filtering is splat (pixels
 A vertex is named by one integer: its first d coordinates in a mixed radix. The name is linear in the
 coordinates, so that a step along the lattice adds a constant to it, and no coordinates need to be stored.
 
-Values lie as (vertices, lanes) float32 with the classes in lanes, a multiple of four, so that the four lanes
-of a vertex are one load.
+Values lie as flat (slabs, vertices, 4) float32: a slab for every four classes, so that the four lanes of a
+vertex are one load, at a place that needs no multiplication.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from typing import Any
 import numpy as np
 
 from wsss_rt.refine.jit import kernel
+from wsss_rt.refine.lanes import add_scaled, load, store
 
 # odd, about 2^64 over the golden ratio: the top bits of a product with it depend on every bit of the name
 _MIX = np.int64(-7046029254386353131)
 _EMPTY = np.int64(-1)
-_FIRST_BITS = 12
+# indices are unsigned: for signed ones numba adds a test for negative ones
+_0 = np.uint64(0)
+_LANES = np.uint64(4)
+# pixels that are placed together
+_CHUNK = 64
 
 
 @kernel
@@ -64,98 +69,105 @@ def _embedder(dimensions: int) -> Callable[..., Any]:
     inverse = np.float32(1 / corners)
 
     @kernel
-    def embed(image, first, last, scale, radix, origin, vertices, weights):  # type: ignore[no-untyped-def]
-        """Place the pixels of rows [first, last) in a lattice of their own; returns its vertices' names."""
+    def embed(  # type: ignore[no-untyped-def]
+        image, first, last, scale, radix, origin, names, numbers, bits, order, count, vertices, weights
+    ):
+        """Place pixels [first, last) in the lattice of their band, which has ``count`` vertices so far.
+
+        Returns the pixel before which it stopped, because ``order`` might not hold the next ones, and the
+        number of vertices. The table comes from outside: numba counts references around every call where
+        a kernel makes its own, and that takes longer than all the rest.
+        """
         width = image.shape[1]
-        lifted = np.empty(corners, np.float32)
-        scaled = np.empty(dimensions, np.float32)
-        base = np.empty(corners, np.float32)
-        offset = np.empty(corners, np.float32)
+        # features lie in rows of one chunk of pixels, for wide vectors
+        scaled = np.empty((dimensions, _CHUNK), np.float32)
+        lifted = np.empty((corners, _CHUNK), np.float32)
+        offset = np.empty((corners, _CHUNK), np.float32)
+        coordinate = np.empty((corners, _CHUNK), np.int32)
+        rank = np.empty((corners, _CHUNK), np.int32)
+        total = np.empty(_CHUNK, np.float32)
+        excess = np.empty(_CHUNK, np.int32)
         sorted_offset = np.empty(corners, np.float32)
-        sorted_radix = np.empty(corners, np.int64)
-        previous_names = np.full(corners, _EMPTY, np.int64)
-        previous = np.zeros(corners, np.int64)
-        bits = np.int64(_FIRST_BITS)
-        names = np.full(np.int64(1) << bits, _EMPTY, np.int64)
-        numbers = np.empty(np.int64(1) << bits, np.int32)
-        order = np.empty(np.int64(1) << (bits - 1), np.int64)
-        count = np.int64(0)
+        sorted_jump = np.empty(corners, np.int64)
+        jump = np.zeros(corners, np.int64)
         all_radix = np.int64(0)
         for i in range(dimensions):
+            jump[i] = corners * radix[i]
             all_radix += radix[i]
-        for y in range(first, last):
-            for x in range(width):
-                scaled[0] = np.float32(x) * scale[0]
-                scaled[1] = np.float32(y) * scale[1]
+        for start in range(first, last, _CHUNK):
+            if count + _CHUNK * corners > order.size:
+                return start, count
+            size = min(_CHUNK, last - start)
+            x, y = start % width, start // width
+            for t in range(size):
+                scaled[0, t] = np.float32(x) * scale[0]
+                scaled[1, t] = np.float32(y) * scale[1]
                 if dimensions == 5:
-                    scaled[2] = np.float32(image[y, x, 0]) * scale[2]
-                    scaled[3] = np.float32(image[y, x, 1]) * scale[3]
-                    scaled[4] = np.float32(image[y, x, 2]) * scale[4]
-                # lift: the rows of the triangular basis of the plane
-                total = np.float32(0)
-                for i in range(dimensions, 0, -1):
-                    lifted[i] = total - np.float32(i) * scaled[i - 1]
-                    total += scaled[i - 1]
-                lifted[0] = total
-                # the nearest point with multiples of d+1 as coordinates, and by how far their sum misses 0
-                excess = np.float32(0)
-                for i in range(corners):
-                    nearest = np.rint(lifted[i] * inverse)
-                    excess += nearest
-                    base[i] = nearest * step
+                    scaled[2, t] = np.float32(image[y, x, 0]) * scale[2]
+                    scaled[3, t] = np.float32(image[y, x, 1]) * scale[3]
+                    scaled[4, t] = np.float32(image[y, x, 2]) * scale[4]
+                x += 1
+                if x == width:
+                    x, y = 0, y + 1
+            # lift: the rows of the triangular basis of the plane
+            for t in range(size):
+                total[t] = np.float32(0)
+                excess[t] = 0
+            for i in range(dimensions, 0, -1):
+                for t in range(size):
+                    lifted[i, t] = total[t] - np.float32(i) * scaled[i - 1, t]
+                    total[t] += scaled[i - 1, t]
+            for t in range(size):
+                lifted[0, t] = total[t]
+            # the nearest point with multiples of d+1 as coordinates, and by how far their sum misses 0
+            for i in range(corners):
+                for t in range(size):
+                    nearest = np.rint(lifted[i, t] * inverse)
+                    excess[t] += np.int32(nearest)
+                    coordinate[i, t] = np.int32(nearest * step)
                     # unscaled: rounding must not make up or break a tie, which decides what vertices exist
-                    offset[i] = lifted[i] - base[i]
-                shift = np.int64(excess)
+                    offset[i, t] = lifted[i, t] - nearest * step
+            # how many offsets are larger; ties go to the earlier coordinate
+            for i in range(corners):
+                for t in range(size):
+                    rank[i, t] = excess[t]
+            for i in range(corners):
+                for j in range(i + 1, corners):
+                    for t in range(size):
+                        later = np.int32(offset[j, t] > offset[i, t])
+                        rank[i, t] += later
+                        rank[j, t] += np.int32(1) - later
+            for i in range(corners):
+                for t in range(size):
+                    if rank[i, t] < 0:
+                        rank[i, t] += np.int32(corners)
+                        coordinate[i, t] += np.int32(corners)
+                    elif rank[i, t] > dimensions:
+                        rank[i, t] -= np.int32(corners)
+                        coordinate[i, t] -= np.int32(corners)
+                    offset[i, t] = (lifted[i, t] - np.float32(coordinate[i, t])) * inverse
+            for t in range(size):
                 name = origin
                 for i in range(corners):
-                    # how many offsets are larger; ties go to the earlier coordinate
-                    rank = shift
-                    for j in range(corners):
-                        if j < i:
-                            rank += offset[j] >= offset[i]
-                        elif j > i:
-                            rank += offset[j] > offset[i]
-                    coordinate = base[i]
-                    if rank < 0:
-                        rank += corners
-                        coordinate += step
-                    elif rank > dimensions:
-                        rank -= corners
-                        coordinate -= step
-                    sorted_offset[rank] = (lifted[i] - coordinate) * inverse
-                    if i < dimensions:
-                        sorted_radix[rank] = radix[i]
-                        name += np.int64(coordinate) * radix[i]
-                    else:
-                        sorted_radix[rank] = 0
-                pixel = y * width + x
+                    at = np.uint32(rank[i, t])
+                    sorted_offset[at] = offset[i, t]
+                    sorted_jump[at] = jump[i]
+                for i in range(dimensions):
+                    name += np.int64(coordinate[i, t]) * radix[i]
                 for k in range(corners):
                     if k == 0:
                         weight = np.float32(1) + sorted_offset[dimensions] - sorted_offset[0]
                     else:
                         weight = sorted_offset[dimensions - k] - sorted_offset[corners - k]
                         # to the next corner of the simplex
-                        name += all_radix - corners * sorted_radix[corners - k]
-                    weights[pixel, k] = weight
-                    # neighbouring pixels share most of their corners
-                    if name != previous_names[k]:
-                        number = _insert(names, numbers, bits, name, count)
-                        if number == count:
-                            order[count] = name
-                            count += 1
-                            if count == order.size:
-                                bits += 2
-                                names = np.full(np.int64(1) << bits, _EMPTY, np.int64)
-                                numbers = np.empty(np.int64(1) << bits, np.int32)
-                                longer = np.empty(np.int64(1) << (bits - 1), np.int64)
-                                for n in range(count):
-                                    longer[n] = order[n]
-                                    _insert(names, numbers, bits, order[n], np.int64(n))
-                                order = longer
-                        previous_names[k] = name
-                        previous[k] = number
-                    vertices[pixel, k] = previous[k]
-        return order[:count].copy()
+                        name += all_radix - sorted_jump[corners - k]
+                    weights[start + t, k] = weight
+                    number = _insert(names, numbers, bits, name, count)
+                    vertices[start + t, k] = number
+                    if number == count:
+                        order[count] = name
+                        count += 1
+        return last, count
 
     return embed
 
@@ -192,39 +204,39 @@ def find_neighbours(order, names, numbers, bits, steps, first, last, neighbours)
 
 
 @kernel
-def blur_axis(neighbours, source, target, first, last):  # type: ignore[no-untyped-def]
-    """[1/2 1 1/2] along one axis for vertices [first, last); row M of ``source`` is zero: no such vertex."""
+def blur_axis(neighbours, source, target, slab, first, last):  # type: ignore[no-untyped-def]
+    """[1/2 1 1/2] along one axis for vertices [first, last) of every slab; flat but for ``neighbours``.
+
+    The last vertex of a slab of ``source`` is zero: it stands for every vertex that is not there.
+    """
     half = np.float32(0.5)
-    for n in range(first, last):
-        before = np.uint32(neighbours[n, 0])
-        after = np.uint32(neighbours[n, 1])
-        for c in range(0, source.shape[1], 4):
-            a = source[n, c] + half * (source[before, c] + source[after, c])
-            b = source[n, c + 1] + half * (source[before, c + 1] + source[after, c + 1])
-            d = source[n, c + 2] + half * (source[before, c + 2] + source[after, c + 2])
-            e = source[n, c + 3] + half * (source[before, c + 3] + source[after, c + 3])
-            target[n, c] = a
-            target[n, c + 1] = b
-            target[n, c + 2] = d
-            target[n, c + 3] = e
+    for base in range(_0, np.uint64(source.size), np.uint64(slab)):
+        for n in range(first, last):
+            before = load(source, base + _LANES * np.uint64(neighbours[n, 0]))
+            after = load(source, base + _LANES * np.uint64(neighbours[n, 1]))
+            at = base + _LANES * np.uint64(n)
+            store(target, at, add_scaled(add_scaled(load(source, at), half, before), half, after))
 
 
 @kernel
-def add_band(places, sums, target):  # type: ignore[no-untyped-def]
+def add_band(places, sums, target, slab):  # type: ignore[no-untyped-def]
     """Add a band's sums to the image's vertices."""
-    for n in range(places.size):
-        place = np.uint32(places[n])
-        for c in range(target.shape[1]):
-            target[place, c] += sums[n, c]
+    own = np.uint64(0)
+    for base in range(_0, np.uint64(target.size), np.uint64(slab)):
+        for n in range(places.size):
+            at = base + _LANES * np.uint64(places[n])
+            store(target, at, add_scaled(load(target, at), np.float32(1), load(sums, own)))
+            own += _LANES
 
 
 @kernel
-def take_band(places, source, values):  # type: ignore[no-untyped-def]
+def take_band(places, source, slab, values):  # type: ignore[no-untyped-def]
     """Copy the values of a band's vertices, so that its slice reads them close together."""
-    for n in range(places.size):
-        place = np.uint32(places[n])
-        for c in range(source.shape[1]):
-            values[n, c] = source[place, c]
+    own = np.uint64(0)
+    for base in range(_0, np.uint64(source.size), np.uint64(slab)):
+        for n in range(places.size):
+            store(values, own, load(source, base + _LANES * np.uint64(places[n])))
+            own += _LANES
 
 
 @kernel
@@ -232,7 +244,7 @@ def splat_ones(vertices, weights, sums):  # type: ignore[no-untyped-def]
     """Sum of the weights of every vertex, into lane 0."""
     for pixel in range(vertices.shape[0]):
         for k in range(vertices.shape[1]):
-            sums[np.uint32(vertices[pixel, k]), 0] += weights[pixel, k]
+            sums[_LANES * np.uint64(vertices[pixel, k])] += weights[pixel, k]
 
 
 @kernel
@@ -245,7 +257,7 @@ def normalise_weights(vertices, weights, values, gain):  # type: ignore[no-untyp
     for pixel in range(vertices.shape[0]):
         total = np.float32(0)
         for k in range(vertices.shape[1]):
-            total += weights[pixel, k] * values[np.uint32(vertices[pixel, k]), 0]
+            total += weights[pixel, k] * values[_LANES * np.uint64(vertices[pixel, k])]
         factor = np.sqrt(gain / (total + np.float32(1e-20)))
         for k in range(vertices.shape[1]):
             weights[pixel, k] *= factor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wsss_rt.refine.jit import float_of_bits, kernel
+from wsss_rt.refine.lanes import add_scaled, load, spread, store
 
 # what a pass does
 FIRST = 0
@@ -20,7 +21,10 @@ _LN2_LOW = np.float32(-2.12194440e-4)
 
 
 # pixels that go through slice, softmax and splat together: small enough for the first-level cache
-_CHUNK = 64
+_CHUNK = np.uint64(64)
+# indices are unsigned: for signed ones numba adds a test for negative ones
+_0, _1, _2, _3, _6 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(6)
+_LANES = np.uint64(4)
 
 
 @kernel
@@ -56,91 +60,57 @@ def update_pixels(  # type: ignore[no-untyped-def]
     out,
     first,
 ):
-    """One mean field update of a band's pixels.
+    """One mean field update of a band's pixels; all arrays but ``log_p`` and ``out`` are flat.
 
-    ``log_p`` (N, lanes) is minus the unary energy; ``values_*`` (vertices, lanes) the blurred marginals, read
-    unless the stage is FIRST; ``sums_*`` gets the new marginals unless it is LAST, and then ``out``
-    (classes, all pixels) gets them from pixel ``first`` on. Suffix s: spatial kernel; b: bilateral. Weights
-    carry normalisation and strength.
+    ``log_p`` (N, lanes) is minus the unary energy; ``values_*`` (lanes / 4, vertices, 4) the blurred
+    marginals, read unless the stage is FIRST; ``sums_*`` gets the new marginals unless it is LAST, and then
+    ``out`` (classes, all pixels) gets them from pixel ``first`` on. Suffix s: spatial kernel; b: bilateral.
+    Weights carry normalisation and strength.
     """
-    pixels, lanes = log_p.shape
+    pixels = np.uint64(log_p.shape[0])
+    lanes = np.uint64(log_p.shape[1])
+    groups = lanes // _LANES
+    flat = log_p.reshape(log_p.size)
+    slab_s = np.uint64(values_s.size) // groups
+    slab_b = np.uint64(values_b.size) // groups
     q = np.empty(_CHUNK * lanes, np.float32)
-    for start in range(0, pixels, _CHUNK):
+    for start in range(_0, pixels, _CHUNK):
         size = min(_CHUNK, pixels - start)
         for i in range(size):
             pixel = start + i
             top = np.float32(-3e38)
-            for c in range(0, lanes, 4):
-                q0 = log_p[pixel, c]
-                q1 = log_p[pixel, c + 1]
-                q2 = log_p[pixel, c + 2]
-                q3 = log_p[pixel, c + 3]
+            for group in range(groups):
+                new = load(flat, pixel * lanes + group * _LANES)
                 if stage != FIRST:
-                    for k in range(3):
-                        v = np.uint32(vertices_s[pixel, k])
-                        w = weights_s[pixel, k]
-                        q0 += w * values_s[v, c]
-                        q1 += w * values_s[v, c + 1]
-                        q2 += w * values_s[v, c + 2]
-                        q3 += w * values_s[v, c + 3]
-                    for k in range(6):
-                        v = np.uint32(vertices_b[pixel, k])
-                        w = weights_b[pixel, k]
-                        q0 += w * values_b[v, c]
-                        q1 += w * values_b[v, c + 1]
-                        q2 += w * values_b[v, c + 2]
-                        q3 += w * values_b[v, c + 3]
-                at = i * lanes + c
-                q[at] = q0
-                q[at + 1] = q1
-                q[at + 2] = q2
-                q[at + 3] = q3
-                top = max(top, max(max(q0, q1), max(q2, q3)))
-            for c in range(0, lanes, 4):
-                at = i * lanes + c
-                q[at] -= top
-                q[at + 1] -= top
-                q[at + 2] -= top
-                q[at + 3] -= top
+                    for k in range(pixel * _3, pixel * _3 + _3):
+                        at = group * slab_s + np.uint64(vertices_s[k]) * _LANES
+                        new = add_scaled(new, weights_s[k], load(values_s, at))
+                    for k in range(pixel * _6, pixel * _6 + _6):
+                        at = group * slab_b + np.uint64(vertices_b[k]) * _LANES
+                        new = add_scaled(new, weights_b[k], load(values_b, at))
+                at = i * lanes + group * _LANES
+                store(q, at, new)
+                top = max(top, max(max(q[at], q[at + _1]), max(q[at + _2], q[at + _3])))
+            for at in range(i * lanes, i * lanes + lanes, _LANES):
+                store(q, at, add_scaled(load(q, at), np.float32(1), spread(-top)))
         # one plain loop over all pixels and lanes, which the compiler turns into wide vectors
         for at in range(size * lanes):
             q[at] = _exp(q[at])
         for i in range(size):
             pixel = start + i
             total = np.float32(0)
-            for c in range(0, lanes, 4):
-                at = i * lanes + c
-                total += (q[at] + q[at + 1]) + (q[at + 2] + q[at + 3])
+            for at in range(i * lanes, i * lanes + lanes, _LANES):
+                total += (q[at] + q[at + _1]) + (q[at + _2] + q[at + _3])
             share = np.float32(1) / total
             if stage == LAST:
                 for c in range(out.shape[0]):
-                    out[c, first + pixel] = q[i * lanes + c] * share
+                    out[c, first + np.int64(pixel)] = q[i * lanes + np.uint64(c)] * share
                 continue
-            for c in range(0, lanes, 4):
-                at = i * lanes + c
-                q0 = q[at] * share
-                q1 = q[at + 1] * share
-                q2 = q[at + 2] * share
-                q3 = q[at + 3] * share
-                for k in range(3):
-                    v = np.uint32(vertices_s[pixel, k])
-                    w = weights_s[pixel, k]
-                    a0 = sums_s[v, c] + w * q0
-                    a1 = sums_s[v, c + 1] + w * q1
-                    a2 = sums_s[v, c + 2] + w * q2
-                    a3 = sums_s[v, c + 3] + w * q3
-                    sums_s[v, c] = a0
-                    sums_s[v, c + 1] = a1
-                    sums_s[v, c + 2] = a2
-                    sums_s[v, c + 3] = a3
-                for k in range(6):
-                    v = np.uint32(vertices_b[pixel, k])
-                    w = weights_b[pixel, k]
-                    a0 = sums_b[v, c] + w * q0
-                    a1 = sums_b[v, c + 1] + w * q1
-                    a2 = sums_b[v, c + 2] + w * q2
-                    a3 = sums_b[v, c + 3] + w * q3
-                    sums_b[v, c] = a0
-                    sums_b[v, c + 1] = a1
-                    sums_b[v, c + 2] = a2
-                    sums_b[v, c + 3] = a3
+            for group in range(groups):
+                new = load(q, i * lanes + group * _LANES)
+                for k in range(pixel * _3, pixel * _3 + _3):
+                    at = group * slab_s + np.uint64(vertices_s[k]) * _LANES
+                    store(sums_s, at, add_scaled(load(sums_s, at), share * weights_s[k], new))
+                for k in range(pixel * _6, pixel * _6 + _6):
+                    at = group * slab_b + np.uint64(vertices_b[k]) * _LANES
+                    store(sums_b, at, add_scaled(load(sums_b, at), share * weights_b[k], new))
