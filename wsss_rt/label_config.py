@@ -94,6 +94,14 @@ def triple(value: Any) -> tuple[float, ...]:
     return found
 
 
+def alphas(value: Any) -> tuple[float | None, ...]:
+    """One number, A, or two, LOW,HIGH."""
+    found = (number(value),) if isinstance(value, int | float) else numbers(value)
+    if len(found) not in (1, 2):
+        raise ValueError("expected one number, A, or two, LOW,HIGH")
+    return found if len(found) == 2 else (*found, None)
+
+
 def batch_size(value: Any) -> int:
     """A whole number of at least 1, or ``auto``, which is 0 here."""
     if value == "auto":
@@ -116,7 +124,9 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "crf-spatial": pair,
     "crf-bilateral": triple,
     "crf-iterations": whole,
-    "crf-alpha": number,
+    "crf-alpha": alphas,
+    "crf-stop": number,
+    "crf-memory": number,
     "crf-backend": text,
     "scales": numbers,
     "flip": truth,
@@ -148,6 +158,7 @@ OPTION_FIELDS = {
     "batch": "batch",
     "threads": "threads",
     "max-pixels": "max_pixels",
+    "crf-memory": "crf_memory",
     "crf-backend": "crf_backend",
 }
 # the fields of CrfParams that each setting gives
@@ -155,7 +166,8 @@ CRF_FIELDS = {
     "crf-spatial": ("spatial_sxy", "spatial_compat"),
     "crf-bilateral": ("bilateral_sxy", "bilateral_srgb", "bilateral_compat"),
     "crf-iterations": ("iterations",),
-    "crf-alpha": ("alpha",),
+    "crf-alpha": ("alpha", "high_alpha"),
+    "crf-stop": ("stop",),
 }
 
 
@@ -209,7 +221,7 @@ def label_options(settings: Mapping[str, Any]) -> LabelOptions:
     of_crf = [name for name in settings if name.startswith("crf-")]
     if of_crf and settings.get("refine") != "crf":
         raise UsageError(f"{of_crf[0]} is set, and no CRF runs", fix="add --refine crf")
-    changes: dict[str, float] = {}
+    changes: dict[str, float | None] = {}
     for name, fields in CRF_FIELDS.items():
         if name in settings:
             values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)

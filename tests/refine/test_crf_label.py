@@ -64,6 +64,8 @@ def test_settings_reach_the_parameters(tmp_path: Path) -> None:
     flags = {"crf-bilateral": "60,10,8", "crf-iterations": 4, "crf-alpha": 2.0}
     options = label_options(merge_settings(flags, config))
     assert options.crf == CrfParams(2, 1.5, 60, 10, 8, 4, 2.0)
+    pair = label_options(merge_settings({"refine": "crf", "crf-preset": "psa", "crf-alpha": "1,12"}, None))
+    assert (pair.crf.alpha, pair.crf.high_alpha) == (1, 12)
     untouched = label_options(merge_settings({"refine": "crf", "crf-preset": "segmentation"}, None))
     assert untouched.crf == CrfParams(4, 3, 83, 5, 3, 10)
 
@@ -76,6 +78,10 @@ def test_settings_reach_the_parameters(tmp_path: Path) -> None:
         ({"refine": "crf", "crf-spatial": "3"}, "SXY,COMPAT"),
         ({"refine": "crf", "crf-bilateral": "80,0,10"}, "crf-bilateral-srgb"),
         ({"refine": "crf", "crf-iterations": -1}, "0..1000"),
+        ({"refine": "crf", "crf-alpha": "12,1"}, "LOW < HIGH"),
+        ({"refine": "crf", "crf-alpha": "1,2,3"}, "LOW,HIGH"),
+        ({"refine": "crf", "crf-stop": 1.5}, "share"),
+        ({"refine": "crf", "crf-memory": 0.0}, "gigabytes"),
     ],
 )
 def test_wrong_settings_say_what_is_right(flags: dict[str, object], said: str) -> None:
@@ -107,6 +113,30 @@ def test_alpha_makes_the_background_from_the_classes() -> None:
     np.testing.assert_array_equal(scores, kept)
 
 
+def test_two_alphas_label_what_they_agree_on() -> None:
+    image = red_on_gray()
+    crf = CrfParams(alpha=1, high_alpha=12)
+    result = Labeler(engine=ColorEngine(), refine="crf", crf=crf).label(image)
+    assert result.error is None and result.mask is not None
+    low, high = (
+        Labeler(engine=ColorEngine(), refine="crf", crf=CrfParams(alpha=alpha)).label(image).mask
+        for alpha in (1, 12)
+    )
+    assert low is not None and high is not None
+    wanted = np.where(low == 0, 255, low)
+    wanted[high == 0] = 0
+    np.testing.assert_array_equal(result.mask, wanted)
+    assert set(np.unique(result.mask)) >= {0, 1}
+
+
+def test_an_image_beyond_the_memory_limit_costs_one_record() -> None:
+    labeler = Labeler(engine=ColorEngine(), refine="crf", crf_memory=5e-4)
+    large = labeler.label(red_on_gray())
+    assert large.error is not None and large.error.code == "out_of_memory"
+    assert "--crf-memory" in large.error.message
+    assert labeler.label(red_on_gray()[:16, :16]).error is None
+
+
 def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="'numba'"):
         open_refiner("crf", backend="numbas")
@@ -115,6 +145,9 @@ def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crf_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="crf-reference"):
         open_refiner("crf", backend="pydensecrf")
+    monkeypatch.setattr(crf_module.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(UsageError, match="no early stop"):
+        open_refiner("crf", crf=CrfParams(stop=0.01), backend="pydensecrf")
 
 
 def test_the_first_compilation_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:

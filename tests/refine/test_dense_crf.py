@@ -14,8 +14,9 @@ from PIL import Image
 
 from tests.refine.reference import mean_field
 from wsss_rt.errors import ImageError, UsageError, WsssError
-from wsss_rt.refine.dense_crf import dense_crf
+from wsss_rt.refine.dense_crf import dense_crf, dense_crf_each
 from wsss_rt.refine.lattice import band_rows
+from wsss_rt.refine.memory import crf_bytes
 from wsss_rt.refine.params import PRESETS, CrfParams, crf_params
 
 # no whole number in position: there a pixel lies on the border of two simplices, and rounding chooses
@@ -102,6 +103,36 @@ def test_images_may_be_refined_at_once() -> None:
         np.testing.assert_array_equal(one, alone)
 
 
+def test_ends_early_when_labels_settle() -> None:
+    image, given = picture(30, 40), scores(3, 30, 40)
+    early = dense_crf(image, given, CrfParams(stop=0.02))
+    steps = [dense_crf(image, given, CrfParams(iterations=count)) for count in range(2, 11)]
+    taken = [count for count, found in enumerate(steps, start=2) if np.array_equal(found, early)]
+    assert taken and 2 <= taken[0] < 10
+    alone = CrfParams(iterations=1, stop=0.9)
+    np.testing.assert_array_equal(
+        dense_crf(image, given, alone), dense_crf(image, given, CrfParams(iterations=1))
+    )
+
+
+def test_several_probabilities_share_their_lattice() -> None:
+    image = picture(20, 24)
+    several = [scores(2, 20, 24), scores(6, 20, 24)]
+    for given, found in zip(several, dense_crf_each(image, several, SMALL), strict=True):
+        np.testing.assert_array_equal(found, dense_crf(image, given, SMALL))
+
+
+def test_what_needs_too_much_memory_is_refused_before_it_takes_it() -> None:
+    image, given = picture(6, 7), scores(2, 6, 7)
+    with pytest.raises(ImageError, match="7x6 px and 2 classes needs at least .* GB, more than") as caught:
+        dense_crf(image, given, memory_limit=3000)
+    assert caught.value.code == "out_of_memory"
+    # one that only its vertices bring over the limit
+    with pytest.raises(ImageError, match="needs at least"):
+        dense_crf(image, given, memory_limit=crf_bytes(6, 7, 2))
+    assert dense_crf(image, given, memory_limit=1e6).shape == given.shape
+
+
 def test_sharpens_a_noisy_disc() -> None:
     image = picture(60, 80)
     truth = image[..., 0] > 130
@@ -176,7 +207,7 @@ def test_inputs_stay_as_they_are() -> None:
 
 def test_presets_and_changes() -> None:
     assert crf_params("segmentation", {"iterations": 3}) == CrfParams(4, 3, 83, 5, 3, 3)
-    assert crf_params("psa").alpha == 4
+    assert (crf_params("psa").alpha, crf_params("psa").high_alpha) == (4, 32)
     with pytest.raises(UsageError, match="'segmentation'"):
         crf_params("segmentaton")
     with pytest.raises(UsageError, match="at least 0.1"):

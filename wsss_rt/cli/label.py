@@ -69,8 +69,23 @@ def label(
         int | None, typer.Option(metavar="N", help="Steps of mean field. [default: 10]")
     ] = None,
     crf_alpha: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A|LOW,HIGH",
+            help="Background becomes (1 - best class)^A; with two, pixels on which they disagree become 255, "
+            "as PSA trains on (preset psa: 4,32; MCTformer: 1,12). [default: --background]",
+        ),
+    ] = None,
+    crf_stop: Annotated[
         float | None,
-        typer.Option(metavar="A", help="Background becomes (1 - best class)^A. [default: --background]"),
+        typer.Option(
+            metavar="SHARE",
+            help="End early, one step after at most this share of the labels changed. [default: all steps]",
+        ),
+    ] = None,
+    crf_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Refuse an image whose CRF needs more. [default: 4]"),
     ] = None,
     crf_backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="numba, pydensecrf. [default: numba]")
@@ -158,6 +173,8 @@ def label(
         "crf-bilateral": crf_bilateral,
         "crf-iterations": crf_iterations,
         "crf-alpha": crf_alpha,
+        "crf-stop": crf_stop,
+        "crf-memory": crf_memory,
         "crf-backend": crf_backend,
         "scales": scales,
         "flip": flip,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.refine.crf import CrfRefiner
+from wsss_rt.refine.memory import DEFAULT_MEMORY
 from wsss_rt.refine.params import CrfParams
 
 if TYPE_CHECKING:
@@ -38,19 +39,22 @@ class Refiner(Protocol):
 
 
 # name -> what opens the refiner; `none` opens nothing, so that its planes are never built
-REFINERS: dict[str, Callable[[CrfParams, str], Refiner | None]] = {
-    "none": lambda params, backend: None,
-    "crf": lambda params, backend: CrfRefiner(params, backend=backend),
+REFINERS: dict[str, Callable[[CrfParams, str, float], Refiner | None]] = {
+    "none": lambda params, backend, memory: None,
+    "crf": lambda params, backend, memory: CrfRefiner(params, backend=backend, memory=memory),
 }
 
 
-def open_refiner(name: str, *, crf: CrfParams | None = None, backend: str = "numba") -> Refiner | None:
+def open_refiner(
+    name: str, *, crf: CrfParams | None = None, backend: str = "numba", memory: float = DEFAULT_MEMORY
+) -> Refiner | None:
     """The refiner of this name; None for ``none``.
 
     Args:
         name: a key of :data:`REFINERS`.
         crf: parameters of ``crf``; None takes the defaults.
         backend: of ``crf``.
+        memory: gigabytes that one image may take in ``crf``.
 
     Raises:
         UsageError: there is no such refiner or backend.
@@ -58,4 +62,4 @@ def open_refiner(name: str, *, crf: CrfParams | None = None, backend: str = "num
     """
     if name not in REFINERS:
         raise UsageError(f"no refiner named {name!r}", fix=nearest(name, REFINERS))
-    return REFINERS[name](crf or CrfParams(), backend)
+    return REFINERS[name](crf or CrfParams(), backend, memory)

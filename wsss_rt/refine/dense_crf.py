@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +18,12 @@ from wsss_rt.refine import mean_field_kernels as kernels
 from wsss_rt.refine.checks import check_input
 from wsss_rt.refine.crew import Crew
 from wsss_rt.refine.lattice import Field, Lattice, build_lattice
+from wsss_rt.refine.memory import LANES, refuse_beyond
 from wsss_rt.refine.params import LEAST_PROBABILITY, CrfParams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# values of a vertex come in groups of this many
-LANES = 4
 # a lane without a class; far below every energy, and still exact to add to
 _ABSENT = np.float32(-1e4)
 # positions' lattices that are kept, and pixels from which on one is too large to keep
@@ -37,6 +37,7 @@ def dense_crf(
     params: CrfParams | None = None,
     *,
     threads: int = 1,
+    memory_limit: float | None = None,
 ) -> NDArray[np.float32]:
     """Marginals of the fully connected CRF after some steps of mean field.
 
@@ -45,34 +46,53 @@ def dense_crf(
         probabilities: (C, H, W) floating point, C >= 1, finite; clipped to 1e-5..1, and need not sum to 1.
         params: kernels and number of steps; None takes the defaults.
         threads: how many work on the image; the result does not depend on it.
+        memory_limit: bytes beyond which an image is refused; None refuses none.
 
     Returns:
         (C, H, W) float32 in 0..1, which sum to 1 over C.
 
     Raises:
-        ImageError: ``nonfinite_output``: the probabilities hold NaN or infinity.
+        ImageError: ``nonfinite_output``: the probabilities hold NaN or infinity; ``out_of_memory``: the
+            image needs more than the limit.
         ValueError: arrays of other shapes or types.
         WsssError: a kernel too narrow for an image of this size.
 
     Releases the interpreter lock, and may be called from several threads at once.
     """
+    return dense_crf_each(image_u8, [probabilities], params, threads=threads, memory_limit=memory_limit)[0]
+
+
+def dense_crf_each(
+    image_u8: NDArray[np.uint8],
+    several: Sequence[NDArray[np.float32]],
+    params: CrfParams | None = None,
+    *,
+    threads: int = 1,
+    memory_limit: float | None = None,
+) -> list[NDArray[np.float32]]:
+    """:func:`dense_crf` of several probabilities on one image, whose lattices are built once."""
     chosen = params or CrfParams()
-    check_input(image_u8, probabilities)
-    classes, height, width = probabilities.shape
-    marginals = np.empty((classes, height * width), np.float32)
+    for probabilities in several:
+        check_input(image_u8, probabilities)
+    classes = max(len(probabilities) for probabilities in several)
     if classes == 1:
-        marginals.fill(1)
-        return marginals.reshape(probabilities.shape)
+        return [np.ones(probabilities.shape, np.float32) for probabilities in several]
     # a view that is always read-only: numba would compile anew for the other kind
     image = np.ascontiguousarray(image_u8).view()
     image.flags.writeable = False
-    planes = probabilities.reshape(classes, -1)
+    refuse_beyond(memory_limit, image.shape[:2], classes, vertices=0)
+    found = []
     with Crew(max(1, threads)) as crew:
         near = _position_lattice(image, chosen, crew)
         deviations = (*(chosen.bilateral_sxy,) * 2, *(chosen.bilateral_srgb,) * 3)
         alike = build_lattice(image, deviations, strength=chosen.bilateral_compat, crew=crew)
-        _MeanField(planes, near, alike, marginals).run(chosen.iterations, crew)
-    return marginals.reshape(probabilities.shape)
+        refuse_beyond(memory_limit, image.shape[:2], classes, vertices=near.copies + alike.copies)
+        for probabilities in several:
+            marginals = np.empty((len(probabilities), image.shape[0] * image.shape[1]), np.float32)
+            planes = probabilities.reshape(len(probabilities), -1)
+            _MeanField(planes, near, alike, marginals).run(chosen.iterations, crew, stop=chosen.stop)
+            found.append(marginals.reshape(probabilities.shape))
+    return found
 
 
 class _MeanField:
@@ -88,31 +108,38 @@ class _MeanField:
         self.planes, self.marginals = planes, marginals
         self.lanes = -(-len(planes) // LANES) * LANES
         self.log_p = np.empty((planes.shape[1], self.lanes), np.float32)
+        self.labels = np.empty(0, np.int32)
         self.near, self.alike = Field(near, self.lanes), Field(alike, self.lanes)
 
-    def run(self, iterations: int, crew: Crew) -> None:
+    def run(self, iterations: int, crew: Crew, *, stop: float) -> None:
+        """``iterations`` steps, or one more after a step that changed at most ``stop`` of the labels."""
+        pixels = self.planes.shape[1]
+        if stop > 0:
+            self.labels = np.zeros(pixels, np.int32)
         count = len(self.alike.lattice.bands)
         first = kernels.FIRST if iterations else kernels.LAST
         crew.run(self._begin, [(index, first) for index in range(count)])
-        for step in range(iterations):
+        left = iterations
+        while left > 0:
             self.near.blur(crew)
             self.alike.blur(crew)
-            stage = kernels.LAST if step == iterations - 1 else kernels.MIDDLE
-            crew.run(self._pass, [(index, stage) for index in range(count)])
+            stage = kernels.LAST if left == 1 else kernels.MIDDLE
+            changed = sum(crew.run(self._pass, [(index, stage) for index in range(count)]))
+            left = 1 if left > 2 and stop > 0 and changed <= stop * pixels else left - 1
 
-    def _begin(self, index: int, stage: int) -> None:
+    def _begin(self, index: int, stage: int) -> int:
         self._take_unary(self.alike.lattice.bands[index].pixels)
-        self._update(index, stage)
+        return self._update(index, stage)
 
-    def _pass(self, index: int, stage: int) -> None:
+    def _pass(self, index: int, stage: int) -> int:
         self.near.hand_out(index)
         self.alike.hand_out(index)
-        self._update(index, stage)
+        return self._update(index, stage)
 
-    def _update(self, index: int, stage: int) -> None:
+    def _update(self, index: int, stage: int) -> int:
         near, alike = self.near.lattice, self.alike.lattice
         pixels = alike.bands[index].pixels
-        kernels.update_pixels(
+        changed: int = kernels.update_pixels(
             stage,
             self.log_p[pixels],
             near.vertices[pixels].reshape(-1),
@@ -123,9 +150,11 @@ class _MeanField:
             alike.weights[pixels].reshape(-1),
             self.alike.values[index],
             self.alike.sums[index],
+            self.labels[pixels],
             self.marginals,
             pixels.start,
         )
+        return changed
 
     def _take_unary(self, pixels: slice) -> None:
         log_p = self.log_p[pixels]

@@ -67,6 +67,11 @@ class Lattice:
         """Number of vertices."""
         return self.neighbours.shape[1]
 
+    @property
+    def copies(self) -> int:
+        """Number of vertices, those that several bands have counted in each."""
+        return sum(len(band.places) for band in self.bands)
+
 
 def band_rows(height: int, width: int) -> list[tuple[int, int]]:
     """First and last (exclusive) row of each band: a power of two of them, which 2^n threads share alike."""

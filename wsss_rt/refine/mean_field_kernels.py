@@ -57,6 +57,7 @@ def update_pixels(  # type: ignore[no-untyped-def]
     weights_b,
     values_b,
     sums_b,
+    labels,
     out,
     first,
 ):
@@ -65,8 +66,10 @@ def update_pixels(  # type: ignore[no-untyped-def]
     ``log_p`` (N, lanes) is minus the unary energy; ``values_*`` (lanes / 4, vertices, 4) the blurred
     marginals, read unless the stage is FIRST; ``sums_*`` gets the new marginals unless it is LAST, and then
     ``out`` (classes, all pixels) gets them from pixel ``first`` on. Suffix s: spatial kernel; b: bilateral.
-    Weights carry normalisation and strength.
+    Weights carry normalisation and strength. ``labels`` (N,) gets the best lane of each pixel, and the number
+    of those that changed is returned; it may be empty, which leaves that out.
     """
+    changed = 0
     pixels = np.uint64(log_p.shape[0])
     lanes = np.uint64(log_p.shape[1])
     groups = lanes // _LANES
@@ -91,6 +94,12 @@ def update_pixels(  # type: ignore[no-untyped-def]
                 at = i * lanes + group * _LANES
                 store(q, at, new)
                 top = max(top, max(max(q[at], q[at + _1]), max(q[at + _2], q[at + _3])))
+            if labels.size:
+                best = np.int32(0)
+                while q[i * lanes + np.uint64(best)] != top:
+                    best += np.int32(1)
+                changed += labels[pixel] != best
+                labels[pixel] = best
             for at in range(i * lanes, i * lanes + lanes, _LANES):
                 store(q, at, add_scaled(load(q, at), np.float32(1), spread(-top)))
         # one plain loop over all pixels and lanes, which the compiler turns into wide vectors
@@ -114,3 +123,4 @@ def update_pixels(  # type: ignore[no-untyped-def]
                 for k in range(pixel * _6, pixel * _6 + _6):
                     at = group * slab_b + np.uint64(vertices_b[k]) * _LANES
                     store(sums_b, at, add_scaled(load(sums_b, at), share * weights_b[k], new))
+    return changed

@@ -24,6 +24,11 @@ class CrfParams:
         bilateral_compat: its strength, >= 0.
         iterations: steps of mean field, >= 0.
         alpha: the background's probability becomes (1 - best class)^alpha; None keeps what the caller gives.
+        high_alpha: with it, only pixels that both alphas agree on get a label, as PSA's training labels: a
+            class where it wins at ``alpha``, background where that wins at ``high_alpha``, else ignore. More
+            than ``alpha``.
+        stop: end early, one step after the first that changed the best class of at most this share of the
+            pixels; 0 takes all steps.
 
     Raises:
         UsageError: a value out of range.
@@ -36,6 +41,8 @@ class CrfParams:
     bilateral_compat: float = 10.0
     iterations: int = 10
     alpha: float | None = None
+    high_alpha: float | None = None
+    stop: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least, given in (
@@ -51,15 +58,24 @@ class CrfParams:
                 raise UsageError(f"crf-{name} must be at least {least:g} and finite, not {given}")
         if not 0 <= self.iterations <= 1000:
             raise UsageError(f"crf-iterations must be in 0..1000, not {self.iterations}")
+        if not 0 <= self.stop < 1:
+            raise UsageError(
+                f"crf-stop must be in [0, 1), not {self.stop}", why="it is a share of the pixels"
+            )
+        if self.high_alpha is not None and not (self.alpha or 0) < self.high_alpha <= 1e6:
+            raise UsageError(
+                f"crf-alpha {self.alpha},{self.high_alpha} is not LOW < HIGH",
+                why="a higher power makes less background",
+            )
 
 
 # mctformer: of the CRF behind MCTformer's pseudo-labels, with the background that --background says.
-# psa: the same kernels with PSA's own background, its low alpha.
+# psa: the same kernels with PSA's own background, its low and high alpha: labels to train AffinityNet on.
 # segmentation: of MCTformer's second stage, for the output of a network trained on masks.
 PRESETS: Mapping[str, CrfParams] = MappingProxyType(
     {
         "mctformer": CrfParams(),
-        "psa": CrfParams(alpha=4.0),
+        "psa": CrfParams(alpha=4.0, high_alpha=32.0),
         "segmentation": CrfParams(
             spatial_sxy=4.0, bilateral_sxy=83.0, bilateral_srgb=5.0, bilateral_compat=3.0
         ),
@@ -68,7 +84,7 @@ PRESETS: Mapping[str, CrfParams] = MappingProxyType(
 DEFAULT_PRESET = "mctformer"
 
 
-def crf_params(preset: str = DEFAULT_PRESET, changes: Mapping[str, float] | None = None) -> CrfParams:
+def crf_params(preset: str = DEFAULT_PRESET, changes: Mapping[str, float | None] | None = None) -> CrfParams:
     """A preset with some fields changed.
 
     Args:
