@@ -3,10 +3,11 @@
     python benchmarks/refine/compare.py [--data ../shared/data/voc_animals] [--count 20] [--rows FILE]
 
 Without photographs it takes scenes; without pydensecrf2 (extra ``crf-reference``) it gives no ratio. Every
-repetition runs all candidates in turn, so that a busy machine is busy for all. A sample during which the host
-took time from this virtual machine (steal in /proc/stat) counts only where no other is to be had; pydensecrf,
-whose whole call is long, is timed step by step for that, and its time is the sum of the steps' medians. With
-``--rows`` the images measured so far stand in a file, and the same command goes on from there.
+round runs all candidates in turn, so that a busy machine is busy for all. Samples during which the host took
+time from this virtual machine (steal in /proc/stat), or another process took a processor from this one, do
+not count, and are made anew; where there is no other, the fastest counts. pydensecrf, whose whole call is
+long, is timed in pieces for that: its time is that of its set-up and ten times that of a step.
+With ``--rows`` the images measured so far stand in a file, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import resource
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 from wsss_rt.refine import dense_crf as module
 from wsss_rt.refine.crew import Crew
 from wsss_rt.refine.dense_crf import dense_crf
-from wsss_rt.refine.lattice import build_lattice
+from wsss_rt.refine.lattice import Lattice, build_lattice
 from wsss_rt.refine.params import LEAST_PROBABILITY, PRESETS, CrfParams
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -38,39 +40,42 @@ from record import write_result  # noqa: E402
 from refine.inputs import PHOTOGRAPHS, noisy, photographs, present, scenes  # noqa: E402
 
 STOPS = (0.01, 0.001)
+# images whose time is also taken apart
+PROFILED = 5
 
 
 class Samples:
-    """Times of named pieces of work, of which undisturbed ones are preferred."""
+    """Wall times of named pieces of work, of which undisturbed ones are preferred."""
 
     def __init__(self) -> None:
         self._times: defaultdict[str, list[tuple[bool, float]]] = defaultdict(list)
 
-    def time(self, name: str, function: Callable[[], Any]) -> Any:
-        """Run and keep the wall time in ms."""
-        stolen, begun = steal(), time.perf_counter()
-        result = function()
-        elapsed = (time.perf_counter() - begun) * 1e3
-        self._times[name].append((steal() != stolen, elapsed))
-        return result
+    def collect(self, work: Mapping[str, Callable[[], Any]], *, clean: int, rounds: int) -> None:
+        """Run everything in turn until each has ``clean`` undisturbed samples, or for ``rounds`` rounds."""
+        for _ in range(rounds):
+            waiting = [name for name in work if len(self._clean(name)) < clean]
+            for name in waiting:
+                before, begun = disturbances(), time.perf_counter()
+                work[name]()
+                elapsed = (time.perf_counter() - begun) * 1e3
+                self._times[name].append((disturbances() != before, elapsed))
 
     def median(self, name: str) -> float:
-        """Over undisturbed samples, or over the faster half where all were disturbed."""
-        times = self._times[name]
-        clean = [value for disturbed, value in times if not disturbed]
-        return statistics.median(clean or sorted(value for _, value in times)[: len(times) // 2 + 1])
+        """Over undisturbed samples; the fastest where all were disturbed."""
+        return statistics.median(self._clean(name) or [min(value for _, value in self._times[name])])
 
     def undisturbed(self) -> dict[str, str]:
         """How many of how many samples, by name."""
-        return {
-            name: f"{sum(not disturbed for disturbed, _ in times)} of {len(times)}"
-            for name, times in self._times.items()
-        }
+        return {name: f"{len(self._clean(name))} of {len(times)}" for name, times in self._times.items()}
+
+    def _clean(self, name: str) -> list[float]:
+        return [value for disturbed, value in self._times[name] if not disturbed]
 
 
-def steal() -> int:
-    """Ticks that the host took from this machine so far."""
-    return int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
+def disturbances() -> tuple[int, int]:
+    """Ticks that the host took from this machine, and how often others took a processor from this process."""
+    stolen = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
+    return stolen, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def main() -> None:
@@ -80,7 +85,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=PHOTOGRAPHS)
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clean", type=int, default=3, help="undisturbed samples of each piece")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="mctformer")
     parser.add_argument("--rows", type=Path, help="keep the rows here and go on from them")
     options = parser.parse_args()
@@ -94,7 +99,9 @@ def main() -> None:
         if name in measured:
             continue
         row = {"name": name, "size": list(mask.shape), "classes": len(present(mask))}
-        row |= measure(image, noisy(mask, seed), PRESETS[options.preset], options.repeats)
+        row |= measure(
+            image, noisy(mask, seed), PRESETS[options.preset], options.clean, profiled=seed < PROFILED
+        )
         rows.append(row)
         print(row, flush=True)
         if options.rows is not None:
@@ -103,7 +110,7 @@ def main() -> None:
     result = {
         "inputs": "photographs" if there else "scenes",
         "preset": options.preset,
-        "repeats": options.repeats,
+        "clean_samples": options.clean,
         "images": rows,
         "median": medians(rows),
     }
@@ -111,92 +118,112 @@ def main() -> None:
 
 
 def measure(
-    image: NDArray[np.uint8], given: NDArray[np.float32], params: CrfParams, repeats: int
+    image: NDArray[np.uint8], given: NDArray[np.float32], params: CrfParams, clean: int, *, profiled: bool
 ) -> dict[str, Any]:
     """Times of one image, its profile, and agreement with pydensecrf and of the early stop."""
-    samples, wanted = Samples(), None
-    reference = importlib.util.find_spec("pydensecrf") is not None
     marginals = dense_crf(image, given, params)
     labels = marginals.argmax(axis=0)
     early = {stop: replace(params, stop=stop) for stop in STOPS}
-    for _ in range(repeats):
-        samples.time("ours_1_thread", lambda: dense_crf(image, given, params))
-        samples.time("ours_2_threads", lambda: dense_crf(image, given, params, threads=2))
-        for stop, changed in early.items():
-            samples.time(f"stop_{stop:g}", lambda changed=changed: dense_crf(image, given, changed))
-        profile(samples, image, given, params)
-        if reference:
-            wanted = pydensecrf_in_steps(samples, image, given, params)
+    work: dict[str, Callable[[], Any]] = {
+        "ours_1_thread": lambda: dense_crf(image, given, params),
+        "ours_2_threads": lambda: dense_crf(image, given, params, threads=2),
+    }
+    for stop, changed in early.items():
+        work[f"stop_{stop:g}"] = lambda changed=changed: dense_crf(image, given, changed)
+    if profiled:
+        work |= parts(image, given, params)
+    reference = None
+    if importlib.util.find_spec("pydensecrf") is not None:
+        reference = Pydensecrf(image, given, params)
+        work |= {"pydensecrf_build": reference.build, "pydensecrf_step": reference.step}
+    samples = Samples()
+    samples.collect(work, clean=clean, rounds=4 * clean)
     row: dict[str, Any] = {
-        "ms": {name: round(samples.median(name), 2) for name in samples.undisturbed()},
+        "ms": {name: round(samples.median(name), 2) for name in work},
         "undisturbed_samples": samples.undisturbed(),
         "stop_labels_equal": {
             f"{stop:g}": float((dense_crf(image, given, changed).argmax(axis=0) == labels).mean())
             for stop, changed in early.items()
         },
     }
-    if wanted is not None:
-        row["ms"]["pydensecrf"] = round(
-            row["ms"]["pydensecrf_build"] + row["ms"]["pydensecrf_step"] * params.iterations, 2
+    if reference is not None:
+        times = row["ms"]
+        times["pydensecrf"] = round(
+            times["pydensecrf_build"] + times["pydensecrf_step"] * params.iterations, 2
         )
+        reference.build()
+        for _ in range(params.iterations):
+            reference.step()
+        wanted = reference.marginals()
         row["largest_difference"] = float(np.abs(wanted - marginals).max())
         row["labels_equal"] = float((wanted.argmax(axis=0) == labels).mean())
     return row
 
 
-def pydensecrf_in_steps(
-    samples: Samples, image: NDArray[np.uint8], given: NDArray[np.float32], params: CrfParams
-) -> NDArray[np.float32]:
-    """Its marginals, by the same calls as the backend's, one step at a time."""
-    from pydensecrf.densecrf import DenseCRF2D
+class Pydensecrf:
+    """The calls of the backend, one step at a time."""
 
-    classes, height, width = given.shape
-    crf = DenseCRF2D(width, height, classes)
-    pixels = np.array(image, order="C")
+    def __init__(self, image: NDArray[np.uint8], given: NDArray[np.float32], params: CrfParams) -> None:
+        self._image, self._given, self._params = np.array(image, order="C"), given, params
 
-    def build() -> Any:
-        clipped = np.clip(given, LEAST_PROBABILITY, 1, dtype=np.float32)
-        crf.setUnaryEnergy(np.ascontiguousarray(-np.log(clipped).reshape(classes, -1)))
-        crf.addPairwiseGaussian(sxy=params.spatial_sxy, compat=params.spatial_compat)
-        crf.addPairwiseBilateral(
+    def build(self) -> None:
+        """Unary, both lattices, and the state of the inference."""
+        from pydensecrf.densecrf import DenseCRF2D
+
+        classes, height, width = self._given.shape
+        params = self._params
+        self._crf = DenseCRF2D(width, height, classes)
+        clipped = np.clip(self._given, LEAST_PROBABILITY, 1, dtype=np.float32)
+        self._crf.setUnaryEnergy(np.ascontiguousarray(-np.log(clipped).reshape(classes, -1)))
+        self._crf.addPairwiseGaussian(sxy=params.spatial_sxy, compat=params.spatial_compat)
+        self._crf.addPairwiseBilateral(
             sxy=params.bilateral_sxy,
             srgb=params.bilateral_srgb,
-            rgbim=pixels,
+            rgbim=self._image,
             compat=params.bilateral_compat,
         )
-        return crf.startInference()
+        self._state = self._crf.startInference()
 
-    q, first, second = samples.time("pydensecrf_build", build)
-    for _ in range(params.iterations):
-        samples.time("pydensecrf_step", lambda: crf.stepInference(q, first, second))
-    return np.asarray(q, np.float32).reshape(given.shape)
+    def step(self) -> None:
+        """One step of mean field."""
+        self._crf.stepInference(*self._state)
+
+    def marginals(self) -> NDArray[np.float32]:
+        """After the steps so far."""
+        return np.asarray(self._state[0], np.float32).reshape(self._given.shape)
 
 
-def profile(
-    samples: Samples, image: NDArray[np.uint8], given: NDArray[np.float32], params: CrfParams
-) -> None:
-    """Where one thread's time goes: the lattice of positions and colours, one blur, one pass over pixels."""
+def parts(
+    image: NDArray[np.uint8], given: NDArray[np.float32], params: CrfParams
+) -> dict[str, Callable[[], Any]]:
+    """Where one thread's time goes: the lattice of positions and colours, the blurs, a pass over pixels."""
     plain = np.ascontiguousarray(image).view()
     plain.flags.writeable = False
     crew = Crew(1)
     deviations = (*(params.bilateral_sxy,) * 2, *(params.bilateral_srgb,) * 3)
-    strength = params.bilateral_compat
-    alike = samples.time("part_build", lambda: build_lattice(plain, deviations, strength=strength, crew=crew))
-    near = module._position_lattice(plain, params, crew)
+
+    def build() -> Lattice:
+        return build_lattice(plain, deviations, strength=params.bilateral_compat, crew=crew)
+
+    alike, near = build(), module._position_lattice(plain, params, crew)
     planes = given.reshape(len(given), -1)
     field = module._MeanField(planes, near, alike, np.empty_like(planes))
-    field.run(0, crew, stop=0)
-    for name, part in (("part_blur_near", field.near), ("part_blur_alike", field.alike)):
-        samples.time(name, lambda part=part: part.blur(crew))
     bands = range(len(alike.bands))
-    samples.time("part_pass", lambda: [field._pass(index, module.kernels.MIDDLE) for index in bands])
+    return {
+        "part_build": build,
+        "part_begin": lambda: [field._begin(index, module.kernels.FIRST) for index in bands],
+        "part_blur_near": lambda: field.near.blur(crew),
+        "part_blur_alike": lambda: field.alike.blur(crew),
+        "part_pass": lambda: [field._pass(index, module.kernels.MIDDLE) for index in bands],
+    }
 
 
 def medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Over the images: time of each candidate, its ratio to pydensecrf, and the least agreement."""
     names = rows[0]["ms"]
+    times = {name: [row["ms"][name] for row in rows if name in row["ms"]] for name in names}
     result: dict[str, Any] = {
-        "ms": {name: round(statistics.median(row["ms"][name] for row in rows), 2) for name in names},
+        "ms": {name: round(statistics.median(values), 2) for name, values in times.items()},
         "stop_labels_equal": {
             stop: {
                 "median": statistics.median(row["stop_labels_equal"][stop] for row in rows),
