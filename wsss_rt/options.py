@@ -22,7 +22,7 @@ class LabelOptions:
         scales: image scales, each > 0.
         flip: also run each scale mirrored.
         background: constant score of the background, 0..1.
-        ignore_band: (low, high); pixels whose best class score lies in [low, high) become 255.
+        ignore_band: (low, high); pixels whose best class score lies in [low, high) become the ignore value.
         refine: name of a refiner.
         backend, device, precision: as ``open_engine`` takes them.
         batch: images per call of the engine; 0 chooses.
@@ -58,7 +58,7 @@ class LabelOptions:
         if self.ignore_band is not None and not 0 <= self.ignore_band[0] < self.ignore_band[1] <= 1:
             raise UsageError(
                 f"ignore band {self.ignore_band[0]},{self.ignore_band[1]} is not 0 <= LO < HI <= 1",
-                why="pixels whose best class score lies in [LO, HI) become 255",
+                why="pixels whose best class score lies in [LO, HI) become the ignore value",
             )
         for name, value, least in (
             ("batch", self.batch, 0),

@@ -56,7 +56,8 @@ def sweep_maps(
     pairs: Sequence[Pair],
     size: int,
     *,
-    table: NDArray[np.uint8],
+    table: NDArray[np.int64],
+    wide: bool,
     chosen: Sequence[int],
     official: bool = False,
 ) -> SweepSummary:
@@ -66,7 +67,8 @@ def sweep_maps(
         folder: of npz files with the names of the masks.
         pairs: the images.
         size: number of mask values.
-        table: (256,) mask value of the prediction to mask value of the truth.
+        table: mask value of the prediction to mask value of the truth.
+        wide: masks of the truth have 16 bits.
         chosen: mask values that the means are over.
         official: also search as MCTformer's script does.
 
@@ -93,7 +95,7 @@ def sweep_maps(
         )
     sweep = ThresholdSweep(size, thresholds=SWEEP_THRESHOLDS)
     for pair in pairs:
-        stored, mask = read_maps(paths[pair.key]), read_mask(pair.truth)
+        stored, mask = read_maps(paths[pair.key]), read_mask(pair.truth, wide=wide)
         values = [int(table[index + 1]) for index in stored.classes]
         if any(value == 0 or value >= size for value in values):
             raise WsssError(
