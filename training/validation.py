@@ -135,6 +135,7 @@ def evaluate_localization(
         thresholds=THRESHOLDS if thresholds is None else thresholds,
         tag_thresholds=tag_thresholds,
         backgrounds=backgrounds,
+        align_corners=bool(getattr(model, "align_corners", False)),
     )
 
 
@@ -208,6 +209,7 @@ def _measure(
     thresholds: ArrayLike,
     tag_thresholds: Sequence[float] | None,
     backgrounds: Mapping[str, float] | None,
+    align_corners: bool = False,
 ) -> dict[str, Any]:
     count, num_classes = probabilities.shape
     targets = np.zeros((count, num_classes), bool)
@@ -232,7 +234,7 @@ def _measure(
             assert mask is not None
             guessed = predict_tags(probabilities[row], measured["tag_thresholds"])
             either = sorted({*tags, *guessed})
-            merged = merge_passes(maps[row][kind], either, size=size)
+            merged = merge_passes(maps[row][kind], either, size=size, align_corners=align_corners)
             given.update(merged[[either.index(tag) for tag in tags]], tags, mask)
             predicted.update(merged[[either.index(tag) for tag in guessed]], guessed, mask)
         curve, guess = given.result(), predicted.result()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from wsss_rt.classes import BACKGROUND, NARROW_CLASSES, ignore_value, is_wide
 from wsss_rt.errors import ImageError, ImageErrorCode
+from wsss_rt.resize import resize_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,7 +152,11 @@ def check_finite(outputs: Sequence[EngineOutput]) -> None:
 
 
 def merge_passes(
-    maps: Sequence[NDArray[np.float32]], present: Sequence[int], *, size: tuple[int, int]
+    maps: Sequence[NDArray[np.float32]],
+    present: Sequence[int],
+    *,
+    size: tuple[int, int],
+    align_corners: bool = False,
 ) -> NDArray[np.float32]:
     """Sum the passes' maps at image resolution and normalise each present class to 0..1.
 
@@ -159,19 +164,25 @@ def merge_passes(
         maps: per pass (F, C, h, w) float32; row 1, where there is one, belongs to the mirror image.
         present: 0-based indices of the classes that the image's tags name.
         size: (H, W) of the result, pixels.
+        align_corners: see :func:`wsss_rt.resize.resize_map`; the card says which one its method takes.
 
     Returns:
-        (len(present), H, W) float32 in 0..1: bilinear upsampling with half-pixel centres and no
-        antialiasing, the plain sum over passes, then (m - min) / (max - min + 1e-8) per class.
+        (len(present), H, W) float32 in 0..1: bilinear upsampling without antialiasing, the plain sum over
+        passes, then (m - min) / (max - min + 1e-8) per class.
     """
     merged = np.empty((len(present), *size), np.float32)
-    for target, plane in zip(merged, merged_planes(maps, present, size=size), strict=True):
+    planes = merged_planes(maps, present, size=size, align_corners=align_corners)
+    for target, plane in zip(merged, planes, strict=True):
         target[:] = plane
     return merged
 
 
 def merged_planes(
-    maps: Sequence[NDArray[np.float32]], present: Sequence[int], *, size: tuple[int, int]
+    maps: Sequence[NDArray[np.float32]],
+    present: Sequence[int],
+    *,
+    size: tuple[int, int],
+    align_corners: bool = False,
 ) -> Iterator[NDArray[np.float32]]:
     """The planes of :func:`merge_passes` one after another, for masks of many classes of large images."""
     index = list(present)
@@ -182,12 +193,10 @@ def merged_planes(
             tokens = tokens + entry[1, index, :, ::-1]
         shape = (tokens.shape[1], tokens.shape[2])
         grids[shape] = grids[shape] + tokens if shape in grids else tokens
-    height, width = size
     for place in range(len(index)):
-        plane = np.zeros((height, width), np.float32)
+        plane = np.zeros(size, np.float32)
         for tokens in grids.values():
-            small = np.ascontiguousarray(tokens[place], np.float32)
-            plane += cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+            plane += resize_map(tokens[place], size, align_corners=align_corners)
         low, high = plane.min(), plane.max()
         plane -= low
         plane /= high - low + np.float32(NORMALISE_EPSILON)

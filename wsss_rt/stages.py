@@ -172,16 +172,19 @@ class ImageStages:
         present = self._present(work, probabilities)
         height, width = decoded.upright.shape[:2]
         token_maps = [output.maps for output in work.outputs]
+        aligned = self._engine.card.align_corners
         background: float | NDArray[np.float32] = float(options.background or 0.0)
         maps: NDArray[np.float32] | None = None
         planes: Iterator[NDArray[np.float32]]
         if self._refiner is None and not options.keep_maps:
             # nothing needs all classes at once, which at full size are gigabytes where there are many
             with work.clock.stage("localize"):
-                planes = localize.merged_planes(token_maps, present, size=(height, width))
+                planes = localize.merged_planes(
+                    token_maps, present, size=(height, width), align_corners=aligned
+                )
         else:
             with work.clock.stage("localize"):
-                maps = localize.merge_passes(token_maps, present, size=(height, width))
+                maps = localize.merge_passes(token_maps, present, size=(height, width), align_corners=aligned)
             if self._refiner is not None:
                 with work.clock.stage("refine"):
                     scores = np.concatenate([np.full((1, height, width), background, np.float32), maps])
