@@ -112,6 +112,7 @@ def make_card(model: nn.Module, config: RunConfig, *, weights: Weights = "float3
         input=replace(config.input, patch=int(getattr(model, "patch_size", config.input.patch))),
         outputs=OUTPUTS,
         recommended=config.recommended,
+        align_corners=bool(getattr(model, "align_corners", False)),
         precision="float32",
         options=_without_folders(options),
         training=_without_folders(config.training),

@@ -229,6 +229,7 @@ def _present(output: EngineOutput, card: ModelCard) -> tuple[int, ...]:
 
 def _mask(
     output: EngineOutput, present: tuple[int, ...], size: tuple[int, int], card: ModelCard
-) -> NDArray[np.uint8]:
-    merged = localize.merge_passes([output.maps], present, size=size)
-    return localize.decide(merged, present, background=card.recommended.background).mask
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    merged = localize.merge_passes([output.maps], present, size=size, align_corners=card.align_corners)
+    background = card.recommended.background
+    return localize.decide(merged, present, num_classes=len(card.classes), background=background).mask

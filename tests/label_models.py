@@ -32,13 +32,21 @@ def color_card(**changes: Any) -> ModelCard:
     return ModelCard(**(fields | changes))
 
 
-def write_color_model(path: Path, **changes: Any) -> Path:
-    """Write the model: token means, minus the other two channels, as maps; their peak as logits."""
+def write_color_model(path: Path, *, places: tuple[int, int, int] = (0, 1, 2), **changes: Any) -> Path:
+    """Write the model: token means, minus the other two channels, as maps; their peak as logits.
+
+    Args:
+        path: the artifact.
+        places: 0-based indices of red, green and blue among the card's classes; all others are nowhere.
+        **changes: fields of the card.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    weight = np.full((3, 3, 1, 1), -0.5, np.float32)
-    weight[range(3), range(3)] = 1.0
+    classes = len(changes.get("classes", COLORS))
+    weight = np.zeros((classes, 3, 1, 1), np.float32)
+    weight[list(places)] = -0.5
+    weight[places, range(3)] = 1.0
     nodes = [
         helper.make_node(
             "AveragePool", ["images"], ["pooled"], kernel_shape=[PATCH, PATCH], strides=[PATCH, PATCH]
@@ -53,12 +61,12 @@ def write_color_model(path: Path, **changes: Any) -> Path:
         "color-probe",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, "height", "width"])],
         [
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 3]),
-            helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["batch", 3, "rows", "columns"]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", classes]),
+            helper.make_tensor_value_info("maps", TensorProto.FLOAT, ["batch", classes, "rows", "columns"]),
         ],
         [
             numpy_helper.from_array(weight, "weight"),
-            numpy_helper.from_array(np.full(3, -BIAS, np.float32), "bias"),
+            numpy_helper.from_array(np.full(classes, -BIAS, np.float32), "bias"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -11,6 +11,7 @@ import pytest
 
 from wsss_rt.metrics import (
     ConfusionMatrix,
+    Joint,
     ThresholdSweep,
     average_precision,
     mean_average_precision,
@@ -132,8 +133,8 @@ class TestConfusionMatrix:
         assert matrix.coverage() == 0.5
 
     def test_counts_pass_32_bits(self) -> None:
-        joint = np.zeros((256, 256), np.int64)
-        joint[1, 1] = 2**31 - 10
+        one = np.array([1])
+        joint = Joint(one, one, np.array([2**31 - 10]))
         matrix = ConfusionMatrix(2)
         for _ in range(5):
             matrix.add_joint(joint)
@@ -165,6 +166,19 @@ class TestConfusionMatrix:
         second.update(prediction[13:], truth[13:])
         first.merge(second)
         assert np.array_equal(first.counts, whole.counts)
+
+    def test_masks_of_8_and_16_bits_ignore_their_own_largest_value(self) -> None:
+        truth = np.array([0, 1, 5, 255, 5, 5], np.uint8)
+        prediction = np.array([0, 255, 5, 5, 60_000, 65_535], np.uint16)
+        matrix = ConfusionMatrix(60_001)
+        matrix.update(prediction, truth)
+        assert matrix.truth()[[0, 1, 5, 255]].tolist() == [1, 1, 3, 0]
+        assert matrix.predicted()[[0, 5, 255, 60_000]].tolist() == [1, 1, 1, 1]
+        assert matrix.ignored.sum() == matrix.ignored[5] == 1
+        cells = matrix.cells()
+        assert np.stack([cells.truth, cells.prediction, cells.counts], 1).tolist() == [
+            [0, 0, 1], [1, 255, 1], [5, 5, 1], [5, 60_000, 1],
+        ]  # fmt: skip
 
     def test_nothing_counted_is_nan_and_not_a_number(self) -> None:
         matrix = ConfusionMatrix(3)

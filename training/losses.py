@@ -6,6 +6,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wsss_rt.errors import UsageError, nearest
+
+#: What image-level tags are learned by: one class an image, or several.
+TAG_LOSSES = ("cross_entropy", "soft_margin")
+
+
+def check_tag_loss(kind: str, *, smoothing: float = 0.0) -> None:
+    """Refuse a name that is none of :data:`TAG_LOSSES`, or a smoothing that does not fit.
+
+    Raises:
+        UsageError: says what is meant.
+    """
+    if kind not in TAG_LOSSES:
+        raise UsageError(f"unknown loss {kind!r}", fix=nearest(kind, TAG_LOSSES))
+    if not 0 <= smoothing < 1:
+        raise UsageError(f"smoothing is {smoothing}, but must lie in 0..1")
+    if smoothing and kind != "cross_entropy":
+        raise UsageError(f"smoothing belongs to the loss 'cross_entropy', not to {kind!r}")
+
+
+def tag_loss(kind: str, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """:func:`cross_entropy` or :func:`multilabel_soft_margin`, by name; see there."""
+    if kind == "soft_margin":
+        return multilabel_soft_margin(logits, targets)
+    return cross_entropy(logits, targets, smoothing=smoothing)
+
 
 def multilabel_soft_margin(logits: Tensor, targets: Tensor) -> Tensor:
     """Multi-label soft margin loss: binary cross entropy of each class, mean over classes, then over images.

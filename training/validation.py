@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from wsss_rt.localize import merge_passes, predict_tags, prepare_passes, tag_probabilities
 from wsss_rt.metrics import ThresholdSweep, average_precision, nanmean
 from wsss_rt.model_card import InputSpec, Recommended
-from wsss_rt.training.data.sources import Source
+from wsss_rt.training.data.sources import Mask, Source
 
 # background thresholds 0, 0.02 .. 0.9
 THRESHOLDS = np.arange(46) * 0.02
@@ -100,7 +100,7 @@ def evaluate_localization(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    samples: list[tuple[tuple[int, ...], NDArray[np.uint8] | None, tuple[int, int]]] = []
+    samples: list[tuple[tuple[int, ...], Mask | None, tuple[int, int]]] = []
     scores: list[NDArray[np.float32]] = []
     maps: list[dict[str, list[NDArray[np.float32]]]] = []
     try:
@@ -121,7 +121,8 @@ def evaluate_localization(
                     # mirror images are added here as merging would, which halves what is kept
                     found[name].append(values[:1] + values[1:, :, :, ::-1] if len(values) == 2 else values)
             scores.append(tag_probabilities(logits))
-            maps.append(found)
+            # without a mask nothing is measured of the maps, and a thousand classes' are a megabyte an image
+            maps.append(found if sample.mask is not None else {})
             samples.append((sample.tags, sample.mask, sample.image.shape[:2]))
     finally:
         model.train(was_training)
@@ -134,6 +135,7 @@ def evaluate_localization(
         thresholds=THRESHOLDS if thresholds is None else thresholds,
         tag_thresholds=tag_thresholds,
         backgrounds=backgrounds,
+        align_corners=bool(getattr(model, "align_corners", False)),
     )
 
 
@@ -200,13 +202,14 @@ def _localize(
 
 
 def _measure(
-    samples: Sequence[tuple[tuple[int, ...], NDArray[np.uint8] | None, tuple[int, int]]],
+    samples: Sequence[tuple[tuple[int, ...], Mask | None, tuple[int, int]]],
     probabilities: NDArray[np.float32],
     maps: Sequence[Mapping[str, Sequence[NDArray[np.float32]]]],
     *,
     thresholds: ArrayLike,
     tag_thresholds: Sequence[float] | None,
     backgrounds: Mapping[str, float] | None,
+    align_corners: bool = False,
 ) -> dict[str, Any]:
     count, num_classes = probabilities.shape
     targets = np.zeros((count, num_classes), bool)
@@ -231,7 +234,7 @@ def _measure(
             assert mask is not None
             guessed = predict_tags(probabilities[row], measured["tag_thresholds"])
             either = sorted({*tags, *guessed})
-            merged = merge_passes(maps[row][kind], either, size=size)
+            merged = merge_passes(maps[row][kind], either, size=size, align_corners=align_corners)
             given.update(merged[[either.index(tag) for tag in tags]], tags, mask)
             predicted.update(merged[[either.index(tag) for tag in guessed]], guessed, mask)
         curve, guess = given.result(), predicted.result()

@@ -1,4 +1,9 @@
-"""Class names and colours. A mask value is the class index plus one; 0 is background, 255 is ignore."""
+"""Class names and colours, and what the values of a mask mean.
+
+A mask value is the class index plus one, and 0 is background. Up to 254 classes masks have 8 bits and 255 is
+ignore; with more (ILSVRC has 1,000) they have 16 bits, are called wide, and 65535 is ignore. In either case
+ignore is the largest value that the mask's type holds.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from wsss_rt.errors import UsageError, nearest
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 BACKGROUND = 0
 IGNORE = 255
-# 8-bit masks hold 0..254 beside the ignore value
-MAX_CLASSES = 254
+WIDE_IGNORE = 65_535
+# what masks hold beside background and ignore
+NARROW_CLASSES = 254
+MAX_CLASSES = 65_534
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -42,16 +53,27 @@ def voc_palette() -> tuple[tuple[int, int, int], ...]:
 
     Entry 0 is black (background), entry 255 the pale tone that VOC draws for ignore.
     """
-    colors = []
-    for index in range(256):
-        channels = [0, 0, 0]
-        rest = index
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                channels[channel] |= ((rest >> channel) & 1) << shift
-            rest >>= 3
-        colors.append((channels[0], channels[1], channels[2]))
-    return tuple(colors)
+    return tuple(voc_color(value) for value in range(256))
+
+
+def voc_color(value: int) -> tuple[int, int, int]:
+    """RGB of a mask value by the devkit's rule, which gives every value of 24 bits a colour of its own."""
+    channels = [0, 0, 0]
+    for shift in range(7, -1, -1):
+        for channel in range(3):
+            channels[channel] |= ((value >> channel) & 1) << shift
+        value >>= 3
+    return (channels[0], channels[1], channels[2])
+
+
+def is_wide(classes: int) -> bool:
+    """Whether masks of this many classes need 16 bits."""
+    return classes > NARROW_CLASSES
+
+
+def ignore_value(mask: NDArray[Any]) -> int:
+    """What ignored pixels hold: 65535 in a mask of 16 bits, else 255."""
+    return WIDE_IGNORE if mask.dtype.name == "uint16" else IGNORE
 
 
 @dataclass(frozen=True)
@@ -60,23 +82,20 @@ class ClassSet:
 
     Attributes:
         names: in the order of the model's outputs.
-        masks: whether the classes must fit an 8-bit mask; without (ILSVRC has 1,000), only names count, and
-            there are neither colours nor mask values.
 
     Raises:
-        UsageError: no class, a name twice, an empty name, or more than ``MAX_CLASSES`` for masks.
+        UsageError: no class, a name twice, an empty name, or more than ``MAX_CLASSES``.
     """
 
     names: tuple[str, ...]
-    masks: bool = True
 
     def __post_init__(self) -> None:
         if not self.names:
             raise UsageError("the class list is empty", fix="name at least one class")
-        if self.masks and len(self.names) > MAX_CLASSES:
+        if len(self.names) > MAX_CLASSES:
             raise UsageError(
-                f"{len(self.names)} classes do not fit an 8-bit mask",
-                why=f"0 is background and 255 is ignore, which leaves {MAX_CLASSES}",
+                f"{len(self.names)} classes do not fit a 16-bit mask",
+                why=f"0 is background and {WIDE_IGNORE} is ignore, which leaves {MAX_CLASSES}",
             )
         counts = Counter(self.names)
         repeated = sorted(name for name, count in counts.items() if count > 1)
@@ -89,6 +108,16 @@ class ClassSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def wide(self) -> bool:
+        """Whether masks of these classes have 16 bits."""
+        return is_wide(len(self.names))
+
+    @property
+    def ignore(self) -> int:
+        """The mask value of ignored pixels: 255, or 65535 in wide masks."""
+        return WIDE_IGNORE if self.wide else IGNORE
+
     def index(self, name: str) -> int:
         """0-based index of a class; an unknown name is a UsageError that offers the nearest."""
         if name not in self.names:
@@ -97,27 +126,27 @@ class ClassSet:
 
     def color(self, index: int) -> tuple[int, int, int]:
         """RGB colour (0..255) of the class with this 0-based index."""
-        return voc_palette()[index + 1]
+        return voc_color(index + 1)
 
     def mask_names(self) -> dict[int, str]:
         """Mask value to name, background and ignore included."""
         named = dict(enumerate(self.names, start=1))
-        return {BACKGROUND: "background", **named, IGNORE: "ignore"}
+        return {BACKGROUND: "background", **named, self.ignore: "ignore"}
 
 
-def load_classes(source: str | Path | Sequence[str], *, masks: bool = True) -> ClassSet:
+def load_classes(source: str | Path | Sequence[str]) -> ClassSet:
     """Classes by the name of a known set, from a text file, or from the names themselves.
 
     A text file holds a name per line, in the order of the model's outputs; ``0 background`` style
-    numbering and a background line are understood. ``masks``: see :class:`ClassSet`.
+    numbering and a background line are understood.
 
     Raises:
         UsageError: no such set or file, or an invalid list.
     """
     if not isinstance(source, (str, Path)):
-        return ClassSet(tuple(source), masks)
+        return ClassSet(tuple(source))
     if isinstance(source, str) and source in NAMED_SETS:
-        return ClassSet(NAMED_SETS[source], masks)
+        return ClassSet(NAMED_SETS[source])
     path = Path(source)
     if not path.is_file():
         raise UsageError(
@@ -133,4 +162,4 @@ def load_classes(source: str | Path | Sequence[str], *, masks: bool = True) -> C
         names.append(name.strip())
     if names and names[0].lower() in {"background", "__background__", "_background_"}:
         names = names[1:]
-    return ClassSet(tuple(names), masks)
+    return ClassSet(tuple(names))

@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsss_rt.calibration import Calibration, Calibrator
-from wsss_rt.classes import IGNORE, ClassSet
+from wsss_rt.classes import IGNORE, MAX_CLASSES, ClassSet
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.formats.png import read_mask
 from wsss_rt.io.decode import printable
-from wsss_rt.metrics import ConfusionMatrix, joint_histogram, nanmean
+from wsss_rt.metrics import ConfusionMatrix, Joint, joint_histogram, nanmean
 from wsss_rt.pairing import MaskFolder, Pair, Pairs, refuse_missing, some
 from wsss_rt.sweep import SweepSummary, number, stored_maps, sweep_maps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+# the value of a predicted class that the truth does not name
+_NO_CLASS = MAX_CLASSES + 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Evaluation:
         matrix: all pixels.
         images: one score per image, in the order of names.
         missing, extra: names without the other side.
-        ignore_predicted: whether pixels predicted as 255 were left out instead of counted as wrong.
+        ignore_predicted: whether pixels predicted as ignore were left out instead of counted as wrong.
         notes: what a reader of the numbers should know.
         sweep, calibration: over stored maps, where asked for.
     """
@@ -73,7 +77,11 @@ class Evaluation:
         return sorted(scored, key=lambda image: (image.miou, image.image))[:count]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON has it: shares 0..1, null where undefined."""
+        """Everything, as JSON has it: shares 0..1, null where undefined.
+
+        The confusion is a table up to 254 classes; of more it lists [truth, prediction, pixels] of the pairs
+        that occur.
+        """
         matrix, ignoring = self.matrix, self.ignore_predicted
         columns = {
             "iou": self.iou(),
@@ -102,7 +110,7 @@ class Evaluation:
             "coverage": number(matrix.coverage()),
             "predicted_ignore": "left out" if ignoring else "counted as wrong",
             "classes": classes,
-            "confusion": {"names": list(self.names), "truth_by_prediction": matrix.counts.tolist()},
+            "confusion": {"names": list(self.names), **_confusion(matrix)},
             "missing": [printable(name) for name in self.missing],
             "extra": [printable(name) for name in self.extra],
             "notes": list(self.notes),
@@ -130,7 +138,7 @@ class Options:
         classes: names of the truth's values; None takes what lies beside the masks.
         only: names that the means are over; ``background`` is one.
         allow_missing: leave images without a prediction out.
-        ignore_predicted: leave pixels predicted as 255 out; by default they count as wrong.
+        ignore_predicted: leave pixels predicted as ignore out; by default they count as wrong.
         sweep: folder of maps that ``label --format npz`` wrote.
         calibrate: (folder of such maps, precision to reach, whether they are refined).
         official_sweep: also search the threshold as MCTformer's script does.
@@ -163,15 +171,19 @@ def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: O
     if not pairs.matched:
         raise WsssError("no image has both a prediction and a truth", code="missing_predictions")
     names, table, notes = _reconcile(prediction.classes, truth.classes, options.classes)
-    tally = _Tally(table, None if names is None else len(names) + 1)
+    tally = _Tally(
+        table,
+        None if names is None else len(names) + 1,
+        wide_prediction=_wide(prediction.classes or names),
+        wide_truth=_wide(names),
+    )
     for pair in pairs.matched:
         tally.add(pair)
     size = tally.finish()
     shown = names.names if names is not None else tuple(f"class {value}" for value in range(1, size))
     labels = ("background", *shown)
     chosen = _choose(options.only, labels)
-    matrix = ConfusionMatrix(size)
-    matrix.add_joint(tally.joint)
+    matrix = tally.matrix(size)
     if not options.only and names is None:
         # without names nobody knows which values exist: show those that occur
         occurs = matrix.truth() + matrix.predicted() > 0
@@ -184,13 +196,19 @@ def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: O
     if options.calibrate is not None:
         folder, target, refined = options.calibrate
         calibrator = Calibrator()
-        for maps, values, mask in stored_maps(folder, pairs.matched, size, table=table):
+        for maps, values, mask in stored_maps(folder, pairs.matched, size, table=table, wide=_wide(names)):
             calibrator.add(maps, values, mask)
         result = replace(result, calibration=calibrator.result(target=target, refined=refined))
     if options.sweep is None:
         return result
     summary = sweep_maps(
-        options.sweep, pairs.matched, size, table=table, chosen=chosen, official=options.official_sweep
+        options.sweep,
+        pairs.matched,
+        size,
+        table=table,
+        wide=_wide(names),
+        chosen=chosen,
+        official=options.official_sweep,
     )
     return replace(result, sweep=summary)
 
@@ -199,34 +217,33 @@ def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: O
 class _Tally:
     """Counts over images, and the images that cannot be counted."""
 
-    table: NDArray[np.uint8]
+    table: NDArray[np.int64]
     size: int | None
-    joint: NDArray[np.int64] = field(default_factory=lambda: np.zeros((256, 256), np.int64))
-    kept: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
+    wide_prediction: bool
+    wide_truth: bool
+    # a few hundred bytes an image
+    kept: list[tuple[str, Joint]] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
 
     def add(self, pair: Pair) -> None:
-        prediction, truth = read_mask(pair.prediction), read_mask(pair.truth)
+        prediction = read_mask(pair.prediction, wide=self.wide_prediction)
+        truth = read_mask(pair.truth, wide=self.wide_truth)
         if prediction.shape != truth.shape:
             sizes = " against ".join(f"{mask.shape[1]}x{mask.shape[0]}" for mask in (prediction, truth))
             self.odd.append(f"{pair.key} ({sizes})")
             return
         raw = joint_histogram(prediction, truth)
-        joint = np.zeros_like(raw)
-        for value in np.flatnonzero(raw.any(0)):
-            joint[:, self.table[value]] += raw[:, value]
+        joint = raw.renumbered(self.table)
         if self.size is not None:
-            bad = [str(value) for value in np.flatnonzero(joint[self.size : IGNORE].any(1)) + self.size]
-            strange = np.flatnonzero(raw[:IGNORE].any(0) & (self.table >= self.size) & (self.table < IGNORE))
-            bad += [str(value) for value in strange]
+            bad = sorted(set(joint.truth[joint.truth >= self.size].tolist()))
+            # a prediction counts where there is truth, and is named as its own file has it
+            strange = raw.prediction[(raw.truth >= 0) & (raw.prediction >= 0)]
+            bad += sorted(set(strange[self.table[strange] >= self.size].tolist()))
             if bad:
-                self.outside.append(f"{pair.key} ({', '.join(bad[:3])})")
+                self.outside.append(f"{pair.key} ({', '.join(map(str, bad[:3]))})")
                 return
-        self.joint += joint
-        # a few hundred bytes an image: the cells that are not zero
-        cells = np.flatnonzero(joint)
-        self.kept.append((pair.key, cells, joint.ravel()[cells]))
+        self.kept.append((pair.key, joint))
 
     def finish(self) -> int:
         """Number of mask values; or an error that names every image that could not be counted."""
@@ -239,32 +256,39 @@ class _Tally:
         if self.outside:
             raise WsssError(
                 f"{len(self.outside)} images hold values that are no class: {some(self.outside)}",
-                why=f"the classes take the values 0 to {(self.size or 1) - 1}, and 255 is ignore",
+                why=f"the classes take the values 0 to {(self.size or 1) - 1}, and the largest is ignore",
                 fix="name the right classes with --classes",
                 code="values_outside",
             )
         if self.size is not None:
             return self.size
-        counted = self.joint[:IGNORE]
-        occurring = np.flatnonzero(counted.sum(1) + counted.sum(0)[:IGNORE])
-        return int(occurring[-1]) + 1 if occurring.size else 1
+        largest = 0
+        for _, joint in self.kept:
+            known = joint.truth >= 0
+            largest = max(largest, joint.truth.max(initial=0), joint.prediction[known].max(initial=0))
+        return int(largest) + 1
+
+    def matrix(self, size: int) -> ConfusionMatrix:
+        """All images together."""
+        total = ConfusionMatrix(size)
+        for _, joint in self.kept:
+            total.add_joint(joint)
+        return total
 
     def scores(self, size: int, chosen: Sequence[int], *, ignore_predicted: bool) -> Iterator[ImageScore]:
         """A score per image."""
-        for key, cells, counts in self.kept:
-            joint = np.zeros(256 * 256, np.int64)
-            joint[cells] = counts
+        for key, joint in self.kept:
             matrix = ConfusionMatrix(size)
-            matrix.add_joint(joint.reshape(256, 256))
+            matrix.add_joint(joint)
             iou = matrix.iou(ignore_predicted=ignore_predicted)[list(chosen)]
             yield ImageScore(key, nanmean(iou), matrix.pixel_accuracy(ignore_predicted=ignore_predicted))
 
 
 def _reconcile(
     predicted: ClassSet | None, beside_truth: ClassSet | None, given: ClassSet | None
-) -> tuple[ClassSet | None, NDArray[np.uint8], list[str]]:
+) -> tuple[ClassSet | None, NDArray[np.int64], list[str]]:
     """Names of the truth, and the value of the truth for every value of the prediction."""
-    identity = np.arange(256, dtype=np.uint8)
+    identity = np.arange(MAX_CLASSES + 1)
     names = given or beside_truth or predicted
     if names is None or predicted is None or predicted.names == names.names:
         return names, identity, []
@@ -276,14 +300,24 @@ def _reconcile(
             fix="name the truth's classes with --classes",
             code="no_common_class",
         )
-    # 254 is a value that no class list of a truth reaches unless it names 254 classes
-    table = np.full(256, 254, np.uint8)
-    table[0], table[IGNORE] = 0, IGNORE
+    table = np.full_like(identity, _NO_CLASS)
+    table[0] = 0
+    places = {name: value for value, name in enumerate(names.names, start=1)}
     for value, name in enumerate(predicted.names, start=1):
-        if name in names.names:
-            table[value] = names.index(name) + 1
+        table[value] = places.get(name, _NO_CLASS)
     notes = [f"matched by name: {len(shared)} classes of the prediction have other numbers in the truth"]
     return names, table, notes
+
+
+def _wide(classes: ClassSet | None) -> bool:
+    return classes is not None and classes.wide
+
+
+def _confusion(matrix: ConfusionMatrix) -> dict[str, Any]:
+    if matrix.num_classes <= IGNORE:
+        return {"truth_by_prediction": matrix.counts.tolist()}
+    cells = matrix.cells()
+    return {"cells": np.stack([cells.truth, cells.prediction, cells.counts], axis=1).tolist()}
 
 
 def _choose(only: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ on the pixels (bilinear upsampling is linear and commutes with mirroring).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from wsss_rt.classes import BACKGROUND, IGNORE
+from wsss_rt.classes import BACKGROUND, NARROW_CLASSES, ignore_value, is_wide
 from wsss_rt.errors import ImageError, ImageErrorCode
+from wsss_rt.resize import resize_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,13 +49,14 @@ class Decision:
     """What the scores of an image come to.
 
     Attributes:
-        mask: (H, W) uint8; 0 background, class index + 1, 255 ignore.
+        mask: (H, W) uint8, or uint16 for more than 254 classes; 0 background, class index + 1, 255 or 65535
+            ignore.
         confidence: mean over the pixels of the margin between the best and the second best among
             background and classes, 0..1; 0 where no class competes.
         class_scores: per class of the input, its mean score over the pixels that it won, 0..1.
     """
 
-    mask: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | NDArray[np.uint16]
     confidence: float
     class_scores: tuple[float, ...]
 
@@ -150,7 +152,11 @@ def check_finite(outputs: Sequence[EngineOutput]) -> None:
 
 
 def merge_passes(
-    maps: Sequence[NDArray[np.float32]], present: Sequence[int], *, size: tuple[int, int]
+    maps: Sequence[NDArray[np.float32]],
+    present: Sequence[int],
+    *,
+    size: tuple[int, int],
+    align_corners: bool = False,
 ) -> NDArray[np.float32]:
     """Sum the passes' maps at image resolution and normalise each present class to 0..1.
 
@@ -158,11 +164,27 @@ def merge_passes(
         maps: per pass (F, C, h, w) float32; row 1, where there is one, belongs to the mirror image.
         present: 0-based indices of the classes that the image's tags name.
         size: (H, W) of the result, pixels.
+        align_corners: see :func:`wsss_rt.resize.resize_map`; the card says which one its method takes.
 
     Returns:
-        (len(present), H, W) float32 in 0..1: bilinear upsampling with half-pixel centres and no
-        antialiasing, the plain sum over passes, then (m - min) / (max - min + 1e-8) per class.
+        (len(present), H, W) float32 in 0..1: bilinear upsampling without antialiasing, the plain sum over
+        passes, then (m - min) / (max - min + 1e-8) per class.
     """
+    merged = np.empty((len(present), *size), np.float32)
+    planes = merged_planes(maps, present, size=size, align_corners=align_corners)
+    for target, plane in zip(merged, planes, strict=True):
+        target[:] = plane
+    return merged
+
+
+def merged_planes(
+    maps: Sequence[NDArray[np.float32]],
+    present: Sequence[int],
+    *,
+    size: tuple[int, int],
+    align_corners: bool = False,
+) -> Iterator[NDArray[np.float32]]:
+    """The planes of :func:`merge_passes` one after another, for masks of many classes of large images."""
     index = list(present)
     grids: dict[tuple[int, int], NDArray[np.float32]] = {}
     for entry in maps:
@@ -171,19 +193,14 @@ def merge_passes(
             tokens = tokens + entry[1, index, :, ::-1]
         shape = (tokens.shape[1], tokens.shape[2])
         grids[shape] = grids[shape] + tokens if shape in grids else tokens
-    height, width = size
-    merged = np.zeros((len(index), height, width), np.float32)
-    for tokens in grids.values():
-        for plane, small in zip(merged, tokens, strict=True):
-            grown = cv2.resize(
-                np.ascontiguousarray(small, np.float32), (width, height), interpolation=cv2.INTER_LINEAR
-            )
-            plane += grown
-    for plane in merged:
+    for place in range(len(index)):
+        plane = np.zeros(size, np.float32)
+        for tokens in grids.values():
+            plane += resize_map(tokens[place], size, align_corners=align_corners)
         low, high = plane.min(), plane.max()
         plane -= low
         plane /= high - low + np.float32(NORMALISE_EPSILON)
-    return merged
+        yield plane
 
 
 def tag_probabilities(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -211,48 +228,95 @@ def predict_tags(probabilities: NDArray[np.float32], thresholds: Sequence[float]
     return tuple(int(index) for index in np.flatnonzero(probabilities >= limits))
 
 
+class Decider:
+    """The mask from one plane of scores after another: memory does not grow with the classes.
+
+    Per pixel the best among background and classes wins; ties go to background, then to the first class.
+
+    Args:
+        size: (H, W) of the mask, pixels.
+        num_classes: of the model, which decides whether the mask has 8 bits or 16.
+        background: a constant score, or a plane (H, W) where a refiner gave one.
+        ignore_band: pixels whose best class score lies in [low, high) become the ignore value.
+        sure_background: (H, W); background elsewhere becomes the ignore value, and everything here is
+            background (the rule of PSA's training labels).
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        num_classes: int,
+        background: float | NDArray[np.float32],
+        ignore_band: tuple[float, float] | None = None,
+        sure_background: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self._mask = np.full(size, BACKGROUND, np.uint16 if is_wide(num_classes) else np.uint8)
+        self._best: NDArray[np.float32] = np.empty(size, np.float32)
+        self._best[:] = background
+        self._second = np.zeros_like(self._best)
+        self._band, self._sure_background = ignore_band, sure_background
+        self._foreground = None if ignore_band is None else np.zeros_like(self._best)
+        self._classes: list[int] = []
+
+    def add(self, plane: NDArray[np.float32], index: int) -> None:
+        """Let a class compete.
+
+        Args:
+            plane: (H, W) float32 scores in 0..1.
+            index: 0-based, of the class.
+        """
+        np.copyto(self._mask, self._mask.dtype.type(index + 1), where=plane > self._best)
+        np.maximum(self._second, np.minimum(plane, self._best), out=self._second)
+        np.maximum(self._best, plane, out=self._best)
+        if self._foreground is not None:
+            np.maximum(self._foreground, plane, out=self._foreground)
+        self._classes.append(index)
+
+    def finish(self) -> Decision:
+        """The mask of all classes so far; nothing can be added afterwards."""
+        mask, best = self._mask, self._best
+        confidence = float(np.mean(best - self._second, dtype=np.float64)) if self._classes else 0.0
+        class_scores = []
+        for index in self._classes:
+            # where a class won, its score is the best one
+            won = mask == index + 1
+            class_scores.append(float(best[won].mean(dtype=np.float64)) if won.any() else 0.0)
+        if self._sure_background is not None:
+            mask[mask == BACKGROUND] = ignore_value(mask)
+            mask[self._sure_background] = BACKGROUND
+        if self._band is not None and self._foreground is not None:
+            low, high = (np.float32(limit) for limit in self._band)
+            mask[(self._foreground >= low) & (self._foreground < high)] = ignore_value(mask)
+        return Decision(mask, min(max(confidence, 0.0), 1.0), tuple(class_scores))
+
+
 def decide(
     maps: NDArray[np.float32],
     classes: Sequence[int],
     *,
+    num_classes: int = NARROW_CLASSES,
     background: float | NDArray[np.float32],
     ignore_band: tuple[float, float] | None = None,
     sure_background: NDArray[np.bool_] | None = None,
 ) -> Decision:
-    """The mask: per pixel the best among background and classes; ties go to background, then the first class.
+    """The mask from all maps at once.
 
     Args:
         maps: (C', H, W) float32 scores in 0..1.
         classes: 0-based class index of each map.
-        background: a constant score, or a plane (H, W) where a refiner gave one.
-        ignore_band: pixels whose best class score lies in [low, high) become 255.
-        sure_background: (H, W); background elsewhere becomes 255, and everything here is background (the
-            rule of PSA's training labels).
+        num_classes, background, ignore_band, sure_background: see :class:`Decider`.
     """
-    height, width = maps.shape[1:]
-    mask = np.full((height, width), BACKGROUND, np.uint8)
-    best: NDArray[np.float32] = np.empty((height, width), np.float32)
-    best[:] = background
-    second = np.zeros_like(best)
-    foreground = np.zeros_like(best)
+    decider = Decider(
+        maps.shape[1:],
+        num_classes=num_classes,
+        background=background,
+        ignore_band=ignore_band,
+        sure_background=sure_background,
+    )
     for plane, index in zip(maps, classes, strict=True):
-        np.copyto(mask, np.uint8(index + 1), where=plane > best)
-        np.maximum(second, np.minimum(plane, best), out=second)
-        np.maximum(best, plane, out=best)
-        if ignore_band is not None:
-            np.maximum(foreground, plane, out=foreground)
-    confidence = float(np.mean(best - second, dtype=np.float64)) if len(classes) else 0.0
-    class_scores = []
-    for plane, index in zip(maps, classes, strict=True):
-        won = mask == index + 1
-        class_scores.append(float(plane[won].mean(dtype=np.float64)) if won.any() else 0.0)
-    if sure_background is not None:
-        mask[mask == BACKGROUND] = IGNORE
-        mask[sure_background] = BACKGROUND
-    if ignore_band is not None:
-        low, high = (np.float32(limit) for limit in ignore_band)
-        mask[(foreground >= low) & (foreground < high)] = IGNORE
-    return Decision(mask, min(max(confidence, 0.0), 1.0), tuple(class_scores))
+        decider.add(plane, index)
+    return decider.finish()
 
 
 def _required_size(spec: InputSpec) -> int:

@@ -76,6 +76,7 @@ class ModelCard:
         input: see :class:`InputSpec`.
         outputs: names of the graph's outputs.
         recommended: see :class:`Recommended`.
+        align_corners: how maps come to the image's size, see :func:`wsss_rt.resize.resize_map`.
         precision: of the stored computation, e.g. ``float32``.
         options: method options that are baked into the graph.
         training: data, seed, images seen, recipe.
@@ -90,6 +91,7 @@ class ModelCard:
     input: InputSpec = field(default_factory=InputSpec)
     outputs: tuple[str, ...] = ("scores", "maps")
     recommended: Recommended = field(default_factory=Recommended)
+    align_corners: bool = False
     precision: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)

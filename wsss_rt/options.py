@@ -24,7 +24,7 @@ class LabelOptions:
         scales: image scales, each > 0.
         flip: also run each scale mirrored.
         background: constant score of the background, 0..1.
-        ignore_band: (low, high); pixels whose best class score lies in [low, high) become 255.
+        ignore_band: (low, high); pixels whose best class score lies in [low, high) become the ignore value.
         refine: name of a refiner.
         crf, crf_backend: parameters of the refiner ``crf``, and who computes it.
         crf_memory: gigabytes that the CRF of one image may take; an image that needs more fails.
@@ -65,7 +65,7 @@ class LabelOptions:
         if self.ignore_band is not None and not 0 <= self.ignore_band[0] < self.ignore_band[1] <= 1:
             raise UsageError(
                 f"ignore band {self.ignore_band[0]},{self.ignore_band[1]} is not 0 <= LO < HI <= 1",
-                why="pixels whose best class score lies in [LO, HI) become 255",
+                why="pixels whose best class score lies in [LO, HI) become the ignore value",
             )
         if not self.crf_memory > 0:
             raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # the status of a record
 OK, FAILED = "ok", "failed"
+# of a model of more classes than an 8-bit mask holds
+SCORES_KEPT = 20
 TagSource = Literal["given", "predicted", "none"]
 
 
@@ -51,8 +54,9 @@ class Result:
         path: the image file; empty where an array was labelled.
         mask_name: relative path of the mask below the output's ``masks`` folder, unique in a run.
         mask: (h, w) uint8 in the file's own raster, so that it fits ``Image.open(path)``; 0 background,
-            class index + 1, 255 ignore. None where ``error`` is set.
-        png: the mask as the bytes of an indexed PNG.
+            class index + 1, 255 ignore. Of a model of more than 254 classes it is uint16, and 65535 is
+            ignore. None where ``error`` is set.
+        png: the mask as the bytes of a PNG, see :func:`wsss_rt.formats.png.encode_mask`.
         tags: classes that were looked for.
         tag_source: ``given``, ``predicted``, or ``none`` where it never came to that.
         scores: probability of every class, 0..1.
@@ -75,7 +79,7 @@ class Result:
     classes: ClassSet
     path: str = ""
     mask_name: str = ""
-    mask: NDArray[np.uint8] | None = None
+    mask: NDArray[np.uint8] | NDArray[np.uint16] | None = None
     png: bytes | None = None
     tags: tuple[str, ...] = ()
     tag_source: TagSource = "none"
@@ -101,7 +105,11 @@ class Result:
         return self.error is None
 
     def record(self) -> dict[str, Any]:
-        """The line of the manifest, without the files that writers add."""
+        """The line of the manifest, without the files that writers add.
+
+        With more than 254 classes it names the scores of the tags and of the ``SCORES_KEPT`` likeliest alone:
+        a thousand for every image would make the manifest larger than the masks.
+        """
         error = None if self.error is None else {"code": self.error.code, "message": self.error.message}
         return {
             "path": self.relative,
@@ -110,7 +118,7 @@ class Result:
             "error": error,
             "tags": list(self.tags),
             "tag_source": self.tag_source,
-            "scores": dict(self.scores),
+            "scores": self._scores_kept(),
             "class_scores": dict(self.class_scores),
             "confidence": self.confidence,
             "flags": list(self.flags),
@@ -124,8 +132,15 @@ class Result:
             "mask_sha256": self.mask_sha256,
         }
 
+    def _scores_kept(self) -> dict[str, float]:
+        if not self.classes.wide:
+            return dict(self.scores)
+        likeliest = heapq.nlargest(SCORES_KEPT, self.scores, key=lambda name: self.scores[name])
+        kept = {*likeliest, *self.tags}
+        return {name: score for name, score in self.scores.items() if name in kept}
+
     def save(self, path: str | Path) -> None:
-        """Write the mask as an indexed PNG with the VOC palette; complete or not at all.
+        """Write the mask as a PNG, indexed with the VOC palette where it has 8 bits; complete or not at all.
 
         Raises:
             WsssError: there is no mask, or it cannot be written.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -172,27 +172,44 @@ class ImageStages:
         }
         present = self._present(work, probabilities)
         height, width = decoded.upright.shape[:2]
-        with work.clock.stage("localize"):
-            token_maps = [output.maps for output in work.outputs]
-            maps = localize.merge_passes(token_maps, present, size=(height, width))
+        token_maps = [output.maps for output in work.outputs]
+        aligned = self._engine.card.align_corners
         background: float | NDArray[np.float32] = float(options.background or 0.0)
         sure_background: NDArray[np.bool_] | None = None
-        if self._refiner is not None:
-            with work.clock.stage("refine"):
-                planes = np.concatenate([np.full((1, height, width), background, np.float32), maps])
-                if isinstance(self._refiner, CrfRefiner) and self._refiner.params.high_alpha is not None:
-                    refined, sure_background = self._refiner.seeds(decoded.upright, planes)
-                else:
-                    refined = self._refiner(decoded.upright, planes)
-                background, maps = refined[0], refined[1:]
+        maps: NDArray[np.float32] | None = None
+        planes: Iterator[NDArray[np.float32]]
+        if self._refiner is None and not options.keep_maps:
+            # nothing needs all classes at once, which at full size are gigabytes where there are many
+            with work.clock.stage("localize"):
+                planes = localize.merged_planes(
+                    token_maps, present, size=(height, width), align_corners=aligned
+                )
+        else:
+            with work.clock.stage("localize"):
+                maps = localize.merge_passes(token_maps, present, size=(height, width), align_corners=aligned)
+            if self._refiner is not None:
+                with work.clock.stage("refine"):
+                    scores = np.concatenate([np.full((1, height, width), background, np.float32), maps])
+                    if isinstance(self._refiner, CrfRefiner) and self._refiner.params.high_alpha is not None:
+                        refined, sure_background = self._refiner.seeds(decoded.upright, scores)
+                    else:
+                        refined = self._refiner(decoded.upright, scores)
+                    background, maps = refined[0], refined[1:]
+            planes = iter(maps)
+        decider = localize.Decider(
+            (height, width),
+            num_classes=len(self._names),
+            background=background,
+            ignore_band=options.ignore_band,
+            sure_background=sure_background,
+        )
+        for index in present:
+            with work.clock.stage("localize"):
+                plane = next(planes)
+            with work.clock.stage("decide"):
+                decider.add(plane, index)
         with work.clock.stage("decide"):
-            decision = localize.decide(
-                maps,
-                present,
-                background=background,
-                ignore_band=options.ignore_band,
-                sure_background=sure_background,
-            )
+            decision = decider.finish()
             mask = to_stored_raster(decision.mask, decoded.orientation)
         with work.clock.stage("encode"):
             result.png = encode_mask(mask)
@@ -208,6 +225,7 @@ class ImageStages:
         if options.keep_image:
             result.image = decoded.upright
         if options.keep_maps:
+            assert maps is not None
             # the planes as trailing channels turn with the pixels
             turned = to_stored_raster(np.moveaxis(maps, 0, 2), decoded.orientation)
             result.maps = np.ascontiguousarray(np.moveaxis(turned, 2, 0))

@@ -56,7 +56,8 @@ def sweep_maps(
     pairs: Sequence[Pair],
     size: int,
     *,
-    table: NDArray[np.uint8],
+    table: NDArray[np.int64],
+    wide: bool,
     chosen: Sequence[int],
     official: bool = False,
 ) -> SweepSummary:
@@ -66,7 +67,8 @@ def sweep_maps(
         folder: of npz files with the names of the masks.
         pairs: the images.
         size: number of mask values.
-        table: (256,) mask value of the prediction to mask value of the truth.
+        table: mask value of the prediction to mask value of the truth.
+        wide: masks of the truth have 16 bits.
         chosen: mask values that the means are over.
         official: also search as MCTformer's script does.
 
@@ -74,7 +76,7 @@ def sweep_maps(
         WsssError: maps are missing or of another model; it names them.
     """
     sweep = ThresholdSweep(size, thresholds=SWEEP_THRESHOLDS)
-    for maps, values, mask in stored_maps(folder, pairs, size, table=table):
+    for maps, values, mask in stored_maps(folder, pairs, size, table=table, wide=wide):
         sweep.update(maps, [value - 1 for value in values], mask)
     curve = _over(sweep.result(), chosen)
     if not official:
@@ -85,8 +87,8 @@ def sweep_maps(
 
 
 def stored_maps(
-    folder: Path, pairs: Sequence[Pair], size: int, *, table: NDArray[np.uint8]
-) -> Iterator[tuple[NDArray[np.float32], list[int], NDArray[np.uint8]]]:
+    folder: Path, pairs: Sequence[Pair], size: int, *, table: NDArray[np.int64], wide: bool
+) -> Iterator[tuple[NDArray[np.float32], list[int], NDArray[np.uint8] | NDArray[np.uint16]]]:
     """Per image its maps (K, H, W) at the size of the truth, the truth's value of each map, and the truth.
 
     Args and errors as :func:`sweep_maps`.
@@ -110,7 +112,7 @@ def stored_maps(
             code="missing_maps",
         )
     for pair in pairs:
-        stored, mask = read_maps(paths[pair.key]), read_mask(pair.truth)
+        stored, mask = read_maps(paths[pair.key]), read_mask(pair.truth, wide=wide)
         values = [int(table[index + 1]) for index in stored.classes]
         if any(value == 0 or value >= size for value in values):
             raise WsssError(

@@ -21,7 +21,6 @@ from wsss_rt.errors import UsageError, WsssError  # noqa: E402
 from wsss_rt.export import graph as graph_module  # noqa: E402
 from wsss_rt.export import onnx as export_module  # noqa: E402
 from wsss_rt.export.gate_images import gate_images  # noqa: E402
-from wsss_rt.export.graph import build_graph  # noqa: E402
 from wsss_rt.export.onnx import export_onnx  # noqa: E402
 from wsss_rt.export.parity import LIMITS, ParityError, compare  # noqa: E402
 from wsss_rt.model_card import CARD_KEY, SEAL_KEY, read_artifact, read_card  # noqa: E402
@@ -120,12 +119,6 @@ def test_the_graph_itself_takes_any_batch_of_any_size(size: tuple[int, int], bat
         expected = [value.numpy() for value in exported().model(torch.from_numpy(images))]
     np.testing.assert_allclose(scores, expected[0], atol=1e-5 * np.abs(expected[0]).max(), rtol=0)
     np.testing.assert_allclose(maps, expected[1], atol=1e-5 * np.abs(expected[1]).max(), rtol=0)
-
-
-@pytest.mark.slow
-def test_the_same_model_gives_the_same_bytes() -> None:
-    again = build_graph(exported().model, patch=8)
-    assert again == graph_of(exported().path).SerializeToString(deterministic=True)
 
 
 def test_half_the_bytes_and_the_same_masks(tmp_path: Path, no_tracing: onnx.ModelProto) -> None:

@@ -12,31 +12,16 @@ from typing import Any
 
 import pytest
 
-from wsss_rt.cli.app import main
+from tests.cli.label_runs import Cli
+from tests.cli.label_runs import run as run_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def wsss_rt(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "wsss_rt", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-
-
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: Any
-) -> tuple[int, str, str]:
-    """The command in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["wsss-rt", "export", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    out, err = capsys.readouterr()
-    return int(caught.value.code or 0), out, err
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process, which imports torch once for all tests."""
+    return Cli(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -54,14 +39,14 @@ def test_a_run_becomes_an_artifact_that_labels(tmp_path: Path) -> None:
     from wsss_rt.model_card import read_card
 
     out = tmp_path / "models" / "tiny model.onnx"
-    done = wsss_rt(
-        "export", exported().run, "--to", "onnx", "--out", out,
-        "--layers-fused", 1, "--no-affinity", "--background", 0.25, cwd=tmp_path,
+    done = run_process(
+        tmp_path, "export", exported().run, "--to", "onnx", "--out", out,
+        "--layers-fused", "1", "--no-affinity", "--background", "0.25",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
     for word in ("onnxruntime", "openvino", "PASS", "opset", "MB", f"--model '{out}'"):
-        assert word in done.stdout
+        assert word in done.out
     card = read_card(out)
     assert (card.options["layers_fused"], card.options["affinity"]) == (1, False)
     assert card.recommended.background == 0.25 and "export" in card.recommended.provenance
@@ -71,24 +56,25 @@ def test_a_run_becomes_an_artifact_that_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_official_checkpoint_becomes_an_artifact(tmp_path: Path) -> None:
+def test_an_official_checkpoint_becomes_an_artifact(tmp_path: Path, cli: Cli) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     import numpy as np
 
-    from tests.exported import tiny_model
+    from tests.exported import exported, tiny_model
     from wsss_rt.engines import open_engine
+    from wsss_rt.model_card import read_card
 
-    model = tiny_model(seed=4)
+    model = tiny_model()
     torch.save({"model": model.state_dict(), "epoch": 59}, tmp_path / "official.pth")
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n")
-    done = wsss_rt(
+    done = cli(
         "export", "official.pth", "--official", "--method", "mctformer-v2", "--classes", "names.txt",
-        "--backbone", "vit_test_tiny", "--img-size", 64, "--layers-fused", 2, "--out", "v2.onnx", "--json",
-        cwd=tmp_path,
+        "--backbone", "vit_test_tiny", "--img-size", "64", "--layers-fused", "2",
+        "--out", "v2.onnx", "--json",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
     assert report["parity"]["passed"] is True
     assert report["bytes"] == (tmp_path / "v2.onnx").stat().st_size
     assert report["next"] == "wsss-rt label ./images --model v2.onnx"
@@ -96,6 +82,8 @@ def test_an_official_checkpoint_becomes_an_artifact(tmp_path: Path) -> None:
     assert engine.card.classes == ("ant", "bee", "cat", "dog")
     assert engine.card.input.size_policy == "native"
     assert engine.card.training["file"] == "official.pth"
+    # the same weights give the same bytes, whichever way they came
+    assert engine.card.weights_sha256 == read_card(exported().path).weights_sha256
     images = np.random.default_rng(0).standard_normal((1, 3, 70, 90), dtype=np.float32)
     with torch.inference_mode():
         maps = model(torch.from_numpy(images))[1].numpy()
@@ -118,58 +106,48 @@ def test_an_official_checkpoint_becomes_an_artifact(tmp_path: Path) -> None:
     ids=lambda value: " ".join(value),
 )
 def test_wrong_use_is_one_line_with_a_way_out(
-    arguments: list[str],
-    words: list[str],
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], words: list[str], run: Path, cli: Cli
 ) -> None:
-    monkeypatch.chdir(run.parent)
-    code, out, err = call(monkeypatch, capsys, run, *arguments)
-    assert code == 2
-    assert out == "" and err.count("\n") == 1
+    done = cli("export", run, *arguments)
+    assert done.code == 2
+    assert done.out == "" and done.err.count("\n") == 1
     for word in words:
-        assert word in err
+        assert word in done.err
     assert sorted(path.name for path in run.parent.iterdir()) == ["run"]
 
 
-def test_a_source_that_is_not_there_or_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = call(monkeypatch, capsys, tmp_path / "absent")
-    assert code == 2 and "absent" in err
+def test_a_source_that_is_not_there_or_no_run(tmp_path: Path, cli: Cli) -> None:
+    done = cli("export", tmp_path / "absent")
+    assert done.code == 2 and "absent" in done.err
     loose = tmp_path / "some.pth"
     loose.write_bytes(b"x")
-    code, _, err = call(monkeypatch, capsys, loose)
-    assert code == 2 and "--official" in err
+    done = cli("export", loose)
+    assert done.code == 2 and "--official" in done.err
 
 
 def test_without_its_packages_the_command_says_what_to_install(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "onnxscript" else find(name, *rest)
     )
-    monkeypatch.chdir(run.parent)
-    code, _, err = call(monkeypatch, capsys, run)
-    assert code == 1
-    assert "onnxscript" in err and "wsss-rt[export]" in err
+    done = cli("export", run)
+    assert done.code == 1
+    assert "onnxscript" in done.err and "wsss-rt[export]" in done.err
 
 
 def test_an_output_that_cannot_be_written_is_known_before_the_work(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: pytest.fail("went on to the work"))
     blocked = run.parent / "file"
     blocked.write_text("")
-    code, _, err = call(monkeypatch, capsys, run, "--out", blocked / "model.onnx")
-    assert code == 1 and str(blocked) in err
+    done = cli("export", run, "--out", blocked / "model.onnx")
+    assert done.code == 1 and str(blocked) in done.err
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, cli: Cli) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     canary = tmp_path / "canary"
@@ -179,12 +157,11 @@ def test_a_checkpoint_that_would_run_code_is_refused(
             return (os.mkdir, (str(canary),))
 
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
-    monkeypatch.chdir(tmp_path)
-    code, _, err = call(
-        monkeypatch, capsys, "evil.pth", "--official", "--method", "mctformer-v2", "--classes", "voc",
+    done = cli(
+        "export", "evil.pth", "--official", "--method", "mctformer-v2", "--classes", "voc",
         "--backbone", "vit_test_tiny", "--out", "evil.onnx",
     )  # fmt: skip
-    assert code == 1 and err.count("\n") == 1
+    assert done.code == 1 and done.err.count("\n") == 1
     assert not canary.exists() and not (tmp_path / "evil.onnx").exists()
 
 

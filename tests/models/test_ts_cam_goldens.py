@@ -109,8 +109,20 @@ def test_a_pretrained_backbone_gives_its_only_class_token(tmp_path: Path) -> Non
     assert torch.equal(model.get_parameter("pos_embed"), backbone.pos_embed)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@torch.no_grad()
+def test_one_label_an_image_is_learned_by_a_softmax(smoothing: float) -> None:
+    model = tiny(loss="cross_entropy", smoothing=smoothing)
+    images, labels = torch.cat([seeded_images(seed, 64, 64) for seed in range(2)]), torch.tensor([3, 0])
+    expected = torch.nn.functional.cross_entropy(
+        model.localize(images).scores, labels, label_smoothing=smoothing
+    )
+    loss = model.losses(images, torch.eye(5)[labels])["patch"]
+    assert abs(float(loss - expected)) < 1e-5 * float(expected)
+
+
 def test_official_defaults() -> None:
-    assert method_options("ts-cam") == {"layers_fused": 12}
+    assert method_options("ts-cam") == {"layers_fused": 12, "loss": "soft_margin", "smoothing": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +131,8 @@ def test_official_defaults() -> None:
         ({"layer_fused": 3}, "layers_fused"),
         ({"layers_fused": 0}, "at least one layer"),
         ({"affinity": True}, "affinity"),
+        ({"loss": "crossentropy"}, "cross_entropy"),
+        ({"smoothing": 0.1}, "belongs to the loss 'cross_entropy'"),
     ],
 )
 def test_wrong_options_say_what_is_meant(options: dict[str, object], hint: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tomllib
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
+from tests.cli.label_runs import Cli
 from wsss_rt.errors import UsageError
 from wsss_rt.training.config import (
     Augment,
@@ -23,9 +22,10 @@ from wsss_rt.training.config import (
 )
 
 
-def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "wsss_rt", "train", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process; test_fit.py trains in a process of its own."""
+    return Cli(tmp_path, monkeypatch, capsys)
 
 
 def test_flag_wins_over_recipe_wins_over_default(tmp_path: Path) -> None:
@@ -114,6 +114,10 @@ def test_official_recipes_say_where_facts_come_from_and_what_is_off() -> None:
         header = folder.joinpath(f"{name}.toml").read_text().split("description")[0]
         assert header.startswith("# For "), name
         assert "official" in header and ("accident" in header or "Accident" in header), name
+    for name, batch, steps in (("cub", 128, [30]), ("ilsvrc", 256, [10, 12])):
+        config = build_config("ts-cam", recipe=f"{name}-official-ts-cam")
+        assert config.model.options["loss"] == "cross_entropy"
+        assert (config.run.batch, config.optim.step_epochs) == (batch, steps)
     accident = build_config("acr", recipe="voc-acr-published")
     assert accident.optim.optimizer is Optimizer.SGD_DECAY_AS_MOMENTUM
     assert (accident.run.batch, accident.run.devices, accident.run.images) == (1, "1", 26450)
@@ -142,12 +146,11 @@ def test_what_may_change_between_a_run_and_its_continuation() -> None:
     assert differences(one, two) == ["optim.lr: 0.5 -> 0.25"]
 
 
-def test_print_config_is_a_recipe() -> None:
-    done = run_train(
-        "mctformer-v2", "--data", "scenes", "--recipe", "scenes-small", "--lr", "0.5", "--print-config"
-    )
-    assert done.returncode == 0, done.stderr
-    raw = tomllib.loads(done.stdout)
+def test_print_config_is_a_recipe(cli: Cli) -> None:
+    words = ("--data", "scenes", "--recipe", "scenes-small", "--lr", "0.5", "--print-config")
+    done = cli("train", "mctformer-v2", *words)
+    assert done.code == 0, done.err
+    raw = tomllib.loads(done.out)
     assert raw["optim"]["lr"] == 0.5 and raw["data"]["source"] == "scenes"
     assert raw["model"]["backbone"] == "vit_scene_hybrid8_160"
     assert Augment(raw["data"]["augment"]) is Augment.FLIP
@@ -161,20 +164,8 @@ def test_print_config_is_a_recipe() -> None:
         (["mctformer-v2", "--epochs", "1", "--images", "5"], "exclude each other"),
     ],
 )
-def test_wrong_usage_is_one_line_and_status_2(arguments: list[str], message: str) -> None:
-    done = run_train(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_without_torch_it_says_what_to_install(tmp_path: Path) -> None:
-    # a finder that hides torch stands for a machine that never had it
-    hide = "import sys\nclass F:\n    def find_spec(self, n, *a):\n        if n.split('.')[0] == 'torch':\n"
-    hide += "            raise ModuleNotFoundError(n, name=n)\nsys.meta_path.insert(0, F())\n"
-    code = (
-        f"{hide}sys.argv = ['wsss-rt', 'train', 'mctformer-v2']\nfrom wsss_rt.cli.app import main\nmain()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert "wsss-rt train needs torch" in done.stderr and "pip install 'wsss-rt[train]'" in done.stderr
+def test_wrong_usage_is_one_line_and_status_2(cli: Cli, arguments: list[str], message: str) -> None:
+    done = cli("train", *arguments)
+    assert done.code == 2
+    assert message in done.err and "Traceback" not in done.err
+    assert len(done.err.strip().splitlines()) == 1

@@ -406,7 +406,7 @@ def test_wrong_lines_of_ilsvrc_are_named(tmp_path: Path, line: str, why: str) ->
         open_data(root)
 
 
-def test_a_thousand_classes_are_no_masks(tmp_path: Path) -> None:
+def test_a_thousand_classes_need_wide_masks(tmp_path: Path) -> None:
     root = tmp_path / "many"
     synsets = [f"n{number:08d}" for number in range(1000)]
     lines = []
@@ -420,5 +420,6 @@ def test_a_thousand_classes_are_no_masks(tmp_path: Path) -> None:
     data = open_data(root, val_images=0, check=False)
     assert len(data.classes) == 1000 and data.facts["images"]["missing"] == 400
     assert "400 classes without an image" in said(data)
-    with pytest.raises(UsageError, match="do not fit an 8-bit mask"):
-        ClassSet(data.classes.names)
+    assert data.classes.wide and data.classes.ignore == 65535 and not ClassSet(synsets[:254]).wide
+    with pytest.raises(UsageError, match="do not fit a 16-bit mask"):
+        ClassSet(tuple(map(str, range(65_535))))

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_rt.classes import IGNORE, ClassSet, load_classes
+from wsss_rt.classes import ClassSet, load_classes
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.tags import TagTable
 from wsss_rt.training.config import DataSection
+from wsss_rt.training.data.sources import Mask
 from wsss_rt.training.data.splits import (
     Progress,
     Split,
@@ -60,6 +61,7 @@ class CocoMask:
         name: of the image, for messages.
         height, width: pixels.
         crowds, objects: what to draw; crowds lie below everything.
+        wide: there are more than 254 classes.
     """
 
     name: str
@@ -67,17 +69,18 @@ class CocoMask:
     width: int
     crowds: tuple[Outline, ...] = ()
     objects: tuple[Outline, ...] = ()
+    wide: bool = False
 
     def __str__(self) -> str:
         return f"of the annotations of {self.name}"
 
-    def draw(self) -> NDArray[np.uint8]:
-        """(height, width) uint8: 0 background, class index + 1, 255 crowd.
+    def draw(self) -> Mask:
+        """(height, width): 0 background, class index + 1, ignore for a crowd.
 
         Raises:
             WsssError: an annotation cannot be drawn; it is named.
         """
-        mask = np.zeros((self.height, self.width), np.uint8)
+        mask = np.zeros((self.height, self.width), np.uint16 if self.wide else np.uint8)
         for outline in self.crowds:
             mask[self._region(outline)] = outline.value
         regions = [(self._region(outline), outline) for outline in self.objects]
@@ -184,11 +187,11 @@ def _mask(name: str, instances: _Instances, classes: ClassSet) -> CocoMask:
     crowds, objects = [], []
     for number, category, crowd, segmentation in instances.outlines.get(name, ()):
         if crowd:
-            crowds.append(Outline(number, IGNORE, segmentation))
+            crowds.append(Outline(number, classes.ignore, segmentation))
         elif category in classes.names:
             # one that is no class ends everything when the tags are checked
             objects.append(Outline(number, classes.index(category) + 1, segmentation))
-    return CocoMask(name, *instances.images[name], tuple(crowds), tuple(objects))
+    return CocoMask(name, *instances.images[name], tuple(crowds), tuple(objects), classes.wide)
 
 
 def _read(root: Path, split: str, *, outlines: bool = False) -> _Instances:

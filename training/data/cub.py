@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsss_rt.classes import MAX_CLASSES, ClassSet, load_classes
+from wsss_rt.classes import load_classes
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.tags import TagTable
 from wsss_rt.training.config import DataSection
@@ -58,10 +58,9 @@ def open_cub(root: Path, section: DataSection, progress: Progress = None) -> Tra
             raise UsageError(f"no split {name!r} in {root}", fix=nearest(name, _SPLITS))
     names = _column(root, IMAGES)
     numbers, own_names = _classes(root)
-    classes = load_classes(section.classes or own_names, masks=False)
+    classes = load_classes(section.classes or own_names)
     if len(classes) != len(numbers):
         raise UsageError(f"{section.classes} names {len(classes)} classes, {CLASSES} has {len(numbers)}")
-    classes = ClassSet(classes.names, masks=len(classes) <= MAX_CLASSES)
     findings: list[str] = []
     table = _labels(root, names, dict(zip(numbers, classes.names, strict=True)), findings)
     belongs = _column(root, SPLITS)

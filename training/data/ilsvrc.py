@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from wsss_rt.classes import MAX_CLASSES, ClassSet, load_classes
+from wsss_rt.classes import ClassSet, load_classes
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.tags import TagTable
 from wsss_rt.training.config import DataSection
@@ -149,7 +149,7 @@ def _classes(section: DataSection, lists: list[_List]) -> ClassSet:
                 )
     count = max(synsets) + 1
     if section.classes:
-        classes = load_classes(section.classes, masks=False)
+        classes = load_classes(section.classes)
         if len(classes) < count:
             raise UsageError(
                 f"{section.classes} names {len(classes)} classes, but labels go up to {count - 1}"
@@ -162,8 +162,8 @@ def _classes(section: DataSection, lists: list[_List]) -> ClassSet:
             code="bad_list",
         )
     else:
-        classes = ClassSet(tuple(synsets[label] for label in range(count)), masks=False)
-    return ClassSet(classes.names, masks=len(classes) <= MAX_CLASSES)
+        classes = ClassSet(tuple(synsets[label] for label in range(count)))
+    return classes
 
 
 def _split(root: Path, name: str, found: _List, classes: ClassSet) -> Split:

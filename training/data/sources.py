@@ -11,17 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_rt.errors import ImageError, WsssError
+from wsss_rt.formats.png import read_mask
 from wsss_rt.io.decode import decode_image, read_bytes
 
 # left, top, right, bottom
 Box = tuple[int, int, int, int]
+# (H, W): 0 background, class index + 1, 255 ignore; of more than 254 classes 16 bits, and 65535 ignore
+Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class DrawnMask(Protocol):
     """A mask that is no file of its own: it is drawn from outlines when somebody asks for it."""
 
-    def draw(self) -> NDArray[np.uint8]:
-        """(H, W) uint8, 0 background, class index + 1, 255 ignore; a WsssError where it cannot be drawn."""
+    def draw(self) -> Mask:
+        """The mask; a WsssError where it cannot be drawn."""
         ...
 
 
@@ -32,14 +35,14 @@ class Sample:
     Attributes:
         image: (H, W, 3) uint8 RGB, upright.
         tags: 0-based class indices that the image shows.
-        mask: (H, W) uint8, 0 background, class index + 1, 255 ignore; None where there is none.
+        mask: see :data:`Mask`; None where there is none.
         name: for messages.
         boxes: (K, 4) int64 true boxes, see :class:`Item`; None where there are none.
     """
 
     image: NDArray[np.uint8]
     tags: tuple[int, ...]
-    mask: NDArray[np.uint8] | None
+    mask: Mask | None
     name: str
     boxes: NDArray[np.int64] | None = None
 
@@ -86,14 +89,15 @@ class FileSource:
 
     Args:
         items: the images.
+        wide: masks are of more than 254 classes.
         max_pixels: a larger image is refused.
     """
 
-    def __init__(self, items: Sequence[Item], *, max_pixels: int = 100_000_000) -> None:
+    def __init__(self, items: Sequence[Item], *, wide: bool = False, max_pixels: int = 100_000_000) -> None:
         self.items = list(items)
         self.count: int | None = len(self.items)
         self.has_masks = bool(self.items) and all(item.mask is not None for item in self.items)
-        self._max_pixels = max_pixels
+        self._wide, self._max_pixels = wide, max_pixels
 
     def load(self, index: int, *, size: tuple[int, int] | None = None, mask: bool = False) -> Sample:
         """Decode image ``index`` as labelling would, EXIF orientation applied.
@@ -103,9 +107,10 @@ class FileSource:
         """
         item = self.items[index]
         image = read_rgb(item.path, item.name, max_pixels=self._max_pixels)
-        truth: NDArray[np.uint8] | None = None
+        truth: Mask | None = None
         if mask and item.mask is not None:
-            truth = read_mask(item.mask) if isinstance(item.mask, Path) else item.mask.draw()
+            path = item.mask
+            truth = read_mask(path, wide=self._wide) if isinstance(path, Path) else path.draw()
         if truth is not None and truth.shape != image.shape[:2]:
             raise WsssError(
                 f"the mask {item.mask} is {truth.shape[1]}x{truth.shape[0]}",
@@ -173,24 +178,3 @@ def read_rgb(path: Path, name: str, *, max_pixels: int = 100_000_000) -> NDArray
             fix="replace it or take it out of the tags",
             code="bad_image",
         ) from error
-
-
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """(H, W) uint8 values of an indexed or grey PNG.
-
-    Raises:
-        WsssError: not an 8-bit indexed or grey image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.mode not in ("P", "L"):
-                raise WsssError(
-                    f"the mask {path} has mode {image.mode}",
-                    why="class numbers need an indexed or 8-bit grey PNG",
-                    code="bad_mask",
-                )
-            return np.asarray(image, dtype=np.uint8).copy()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise WsssError(f"cannot read the mask {path}", why=str(error), code="bad_mask") from error

@@ -138,8 +138,10 @@ def file_data(
         "validation": len(validation),
     }
     messages = [*report.lines(), *problems, f"validation on {len(validation)} images"]
-    source = FileSource(validation) if validation else None
-    return TrainingData(classes, FileSource(train), source, facts, digest.hexdigest(), messages)
+    source = FileSource(validation, wide=classes.wide) if validation else None
+    return TrainingData(
+        classes, FileSource(train, wide=classes.wide), source, facts, digest.hexdigest(), messages
+    )
 
 
 def decodable(items: list[Item], report: DataReport, section: DataSection, progress: Progress) -> list[Item]:
@@ -229,7 +231,7 @@ def _validation_items(classes: ClassSet, split: Split, section: DataSection) -> 
     items = _spread(found, section.val_images)
     if section.check and items:
         items = drop_broken(items, report)
-        check_masks([item for item in items if item.mask is not None])
+        check_masks([item for item in items if item.mask is not None], wide=classes.wide)
     findings = [*report.lines()[1:], *(f"warning: {line}" for line in split.findings)]
     return items, [f"validation: {line}" for line in findings]
 

@@ -168,13 +168,13 @@ def drop_broken(
     return kept
 
 
-def check_masks(items: Sequence[Item]) -> None:
+def check_masks(items: Sequence[Item], *, wide: bool = False) -> None:
     """Read images with their masks once, so that validation cannot fail in the middle of the night.
 
     Raises:
         WsssError: a mask cannot be read, or has another size than its image.
     """
-    source = FileSource(items)
+    source = FileSource(items, wide=wide)
     for index in range(len(items)):
         source.load(index, mask=True)
 

@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from wsss_rt.classes import BACKGROUND, IGNORE, VOC_CLASSES, ClassSet, load_classes
+from wsss_rt.classes import BACKGROUND, VOC_CLASSES, ClassSet, load_classes
 from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.formats.png import read_mask
 from wsss_rt.tags import TagTable, load_tags
 from wsss_rt.training.config import DataSection
-from wsss_rt.training.data.sources import read_mask
 from wsss_rt.training.data.splits import Progress, Split, TrainingData, combine
 
 IMAGES = "JPEGImages"
@@ -137,14 +137,16 @@ def _load(root: Path, section: DataSection, path: Path) -> TagTable:
 def _mask_table(root: Path, names: Sequence[str]) -> TagTable:
     """Tags that the masks imply; VOC's classes unless classes.txt names others."""
     path = root / "classes.txt"
-    classes = load_classes(path).names if path.is_file() else VOC_CLASSES
+    known = load_classes(path) if path.is_file() else ClassSet(VOC_CLASSES)
+    classes = known.names
     entries = {}
     for name in names:
         mask = root / _MASKS / f"{name}.png"
         if not mask.is_file():
             continue
-        values = [int(v) for v in np.unique(read_mask(mask)) if v not in (BACKGROUND, IGNORE)]
+        found = np.unique(read_mask(mask, wide=known.wide))
+        values = [int(value) for value in found if value not in (BACKGROUND, known.ignore)]
         if strangers := [value for value in values if value > len(classes)]:
             raise WsssError(f"{mask} holds the value {strangers[0]}, but there are {len(classes)} classes")
         entries[name] = tuple(classes[value - 1] for value in values)
-    return TagTable(tuple(classes), entries, source=str(root / _MASKS))
+    return TagTable(classes, entries, source=str(root / _MASKS))

@@ -55,6 +55,7 @@ class ACR(Localizer):
     """
 
     position_bilinear = True
+    align_corners = True
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class Localizer(nn.Module, ABC):
             apart overrides :meth:`stored_positions`.
         position_offset: enters the sampling step of resized positions, see ``resize_positions``.
         position_bilinear: whether these are resized bilinearly; bicubically otherwise.
+        align_corners: whether the official code brings maps to the image's size with aligned corners.
         official_leftovers: how keys begin that an official state dict may hold and nothing reads.
     """
 
@@ -53,6 +54,7 @@ class Localizer(nn.Module, ABC):
     pos_embed: nn.Parameter
     position_offset: float = 0.0
     position_bilinear: bool = False
+    align_corners: bool = False
     official_leftovers: tuple[str, ...] = ()
 
     def __init__(self, backbone: Any, *, num_classes: int, img_size: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.training.losses import cross_entropy, multilabel_soft_margin
+from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.attention import block_forward, block_mixing, run_blocks
@@ -56,7 +56,6 @@ class TokenRefinement(Localizer):
     """
 
     stages: tuple[str, ...] = ("joint", "tpsm", "cam")
-    loss_kinds: tuple[str, ...] = ("cross_entropy", "soft_margin")
 
     def __init__(
         self,
@@ -72,15 +71,11 @@ class TokenRefinement(Localizer):
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
         if self.depth < 2:
             raise UsageError("token refinement needs a backbone of two blocks or more")
-        for name, value, known in (("stage", stage, self.stages), ("loss", loss, self.loss_kinds)):
-            if value not in known:
-                raise UsageError(f"unknown {name} {value!r}", fix=nearest(value, known))
+        if stage not in self.stages:
+            raise UsageError(f"unknown stage {stage!r}", fix=nearest(stage, self.stages))
+        check_tag_loss(loss, smoothing=smoothing)
         if not threshold > 0:
             raise UsageError(f"threshold is {threshold}, but it is a share of attention above 0")
-        if not 0 <= smoothing < 1:
-            raise UsageError(f"smoothing is {smoothing}, but must lie in 0..1")
-        if smoothing and loss != "cross_entropy":
-            raise UsageError(f"smoothing belongs to the loss 'cross_entropy', not to {loss!r}")
         self.threshold = threshold
         self.stage = stage
         self.loss = loss
@@ -197,9 +192,7 @@ class TokenRefinement(Localizer):
         )
 
     def _classify(self, logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
-        if self.loss == "soft_margin":
-            return multilabel_soft_margin(logits, targets)
-        return cross_entropy(logits, targets, smoothing=smoothing)
+        return tag_loss(self.loss, logits, targets, smoothing=smoothing)
 
 
 class CamBranch(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsss_rt.training.losses import multilabel_soft_margin
+from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.attention import run_blocks
 from wsss_rt.training.models.base import Localization, Localizer
@@ -23,19 +23,31 @@ class TSCAM(Localizer):
     maps are of either sign. The final LayerNorm is applied before the patch head, and nothing refines the
     map. Positions are resized plainly: the original only ever sees 224 px squares.
 
-    The original learns one label per image; here the average of the semantic map meets the multi-label loss,
-    as in MCTformer's comparison.
-
     Args:
         backbone: timm ViT without a head.
         num_classes: C.
         img_size: side in pixels of the stored position grid.
         layers_fused: the last layers whose attention is summed; the original's 12 are all of DeiT's.
             It only concerns :meth:`localize`; set it any time.
+        loss: ``"soft_margin"``, the multi-label loss of MCTformer's comparison, after which sigmoids of
+            scores are probabilities; or ``"cross_entropy"`` of a softmax, the original's, for one tag an
+            image (several share it equally). Either meets the average of the semantic map.
+        smoothing: label smoothing of the cross entropy, 0..1.
     """
 
-    def __init__(self, backbone: Any, *, num_classes: int, img_size: int, layers_fused: int = 12) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        num_classes: int,
+        img_size: int,
+        layers_fused: int = 12,
+        loss: str = "soft_margin",
+        smoothing: float = 0.0,
+    ) -> None:
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
+        check_tag_loss(loss, smoothing=smoothing)
+        self.loss, self.smoothing = loss, smoothing
         self.layers_fused = check_layers_fused(layers_fused)
         self.cls_token = token_ops.new_tokens(1, self.embed_dim)
         self.pos_embed = new_positions(1 + self.stored_side**2, self.embed_dim)
@@ -44,7 +56,8 @@ class TSCAM(Localizer):
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         sequence, grid, _ = self._embed(images)
         semantic = self._semantic_map(run_blocks(self.blocks, sequence), grid)
-        return {"patch": multilabel_soft_margin(average_pool(semantic), targets)}
+        logits = average_pool(semantic)
+        return {"patch": tag_loss(self.loss, logits, targets, smoothing=self.smoothing)}
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
         embedded, grid, _ = self._embed(images)

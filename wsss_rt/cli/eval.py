@@ -38,8 +38,9 @@ def eval(
         Path,
         typer.Argument(
             metavar="TRUTH",
-            help="Folder of mask PNGs (class numbers, 255 ignored), or a VOC tree; for localization a CSV of "
-            "image,class,left,top,right,bottom, or the folder that holds it.",
+            help="Folder of mask PNGs (class numbers; 255 is ignored, or 65535 of more than 254 classes), "
+            "or a VOC tree; for localization a CSV of image,class,left,top,right,bottom, or the folder "
+            "that holds it.",
         ),
     ],
     task: Annotated[
@@ -113,7 +114,7 @@ def eval(
     ignore_predicted: Annotated[
         bool,
         typer.Option(
-            "--ignore-predicted", help="Leave pixels predicted as 255 out; by default they count as wrong."
+            "--ignore-predicted", help="Leave pixels predicted as ignore out; by default they count as wrong."
         ),
     ] = False,
     worst: Annotated[
@@ -129,7 +130,7 @@ def eval(
     """Compare with ground truth: masks by IoU per class, or the boxes of maps by the usual accuracies.
 
     Files match by relative path, else by name. A truth without a prediction, or of another size, is an
-    error. Pixels of 255 in the truth never count; predicted 255 counts as wrong, unless left out.
+    error. Ignored pixels of the truth never count; predicted as ignore counts as wrong, unless left out.
 
     Localization gives Top-1 and Top-5 classification and localization, GT-known, and MaxBoxAccV2 (all
     regions' boxes, IoU 0.3, 0.5, 0.7, the best threshold of each), for one class an image. A box is a line
@@ -266,7 +267,9 @@ def _show(result: Evaluation, *, worst: int) -> None:
     print(f"pixel accuracy   {percent(accuracy):>6} %   over all classes")
     if matrix.ignored.any():
         treatment = "left out" if ignoring else "counted as wrong; --ignore-predicted leaves them out"
-        print(f"coverage         {percent(matrix.coverage()):>6} %   pixels predicted as 255 are {treatment}")
+        print(
+            f"coverage         {percent(matrix.coverage()):>6} %   pixels predicted as ignore are {treatment}"
+        )
     for note in result.notes:
         print(f"note: {note}")
     for names, text in ((result.missing, "without prediction, left out"), (result.extra, "without truth")):

@@ -104,7 +104,9 @@ def label(
     ] = None,
     ignore_band: Annotated[
         str | None,
-        typer.Option(metavar="LO,HI", help="Pixels whose best class score is in [LO, HI) become 255."),
+        typer.Option(
+            metavar="LO,HI", help="Pixels whose best class score is in [LO, HI) become the ignore value."
+        ),
     ] = None,
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="auto, onnxruntime, openvino. [default: auto]")

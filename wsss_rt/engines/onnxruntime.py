@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wsss_rt.engines.base import EngineOutput
-from wsss_rt.engines.runtime import check_images, default_threads, load_error, run_each
+from wsss_rt.engines.runtime import LibraryEngine, load_error
 from wsss_rt.errors import WsssError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def cuda_offered() -> bool:
     return CUDA_PROVIDER in ort.get_available_providers()
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(LibraryEngine):
     """An artifact in ONNX Runtime.
 
     Args:
@@ -45,18 +44,16 @@ class OnnxRuntimeEngine:
     """
 
     backend = "onnxruntime"
-    precision = "float32"
 
     def __init__(
         self, card: ModelCard, model: bytes, *, device: str = "cpu", threads: int | None = None
     ) -> None:
         import onnxruntime as ort
 
-        self.card = card
-        self.choice: dict[str, Any] = {}
+        super().__init__(card, threads)
         options = ort.SessionOptions()
         # an explicit count also keeps the library from pinning threads to processors that a container hides
-        options.intra_op_num_threads = threads or default_threads()
+        options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # a thread that spins while it waits takes the processor from decoding and writing beside it
@@ -74,31 +71,23 @@ class OnnxRuntimeEngine:
             # TF32 would keep ten bits of the mantissa, and the parity gate speaks of float32
             providers.insert(0, (CUDA_PROVIDER, {"use_tf32": "0"}))
         try:
-            self._session: Any = ort.InferenceSession(model, options, providers=providers)
+            self._loaded = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:
             # the library's exceptions share no base class below Exception
             raise load_error(error, self.backend) from error
-        if device == "cuda" and self._session.get_providers()[0] != CUDA_PROVIDER:
+        if device == "cuda" and self._loaded.get_providers()[0] != CUDA_PROVIDER:
             raise CudaUnavailable(
                 "ONNX Runtime cannot start its CUDA provider",
                 why="it fell back to the CPU, as it does without a driver or with other CUDA libraries",
                 fix="see `wsss-rt doctor` for what is missing",
             )
-        self.device = "cuda:0" if device == "cuda" else "cpu"
-        self._input = self._session.get_inputs()[0].name
-
-    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
-        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
-        check_images(images, self.card.input.patch)
-        return run_each(images, self._run_one, self.backend)
-
-    def close(self) -> None:
-        """Free the session."""
-        self._session = None
+        if device == "cuda":
+            self.device = "cuda:0"
+        self._input = self._loaded.get_inputs()[0].name
 
     def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:
-            scores, maps = self._session.run(list(self.card.outputs), {self._input: image})
+            scores, maps = self._loaded.run(list(self.card.outputs), {self._input: image})
         except Exception as error:
             # the library's exceptions share no base class below Exception
             raise RuntimeError(str(error)) from error

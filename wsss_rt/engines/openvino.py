@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from wsss_rt.engines.base import EngineOutput
-from wsss_rt.engines.runtime import check_images, default_threads, load_error, run_each
+from wsss_rt.engines.runtime import LibraryEngine, load_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +31,7 @@ def shared_core() -> Any:
     return openvino.Core()
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(LibraryEngine):
     """An artifact in OpenVINO's CPU plugin.
 
     Args:
@@ -46,19 +45,17 @@ class OpenVinoEngine:
     """
 
     backend = "openvino"
-    device = "cpu"
 
     def __init__(
         self, card: ModelCard, model: bytes, *, precision: str = "float32", threads: int | None = None
     ) -> None:
-        self.card = card
-        self.choice: dict[str, Any] = {}
+        super().__init__(card, threads)
         self.precision = precision
         config: dict[str, Any] = {
             # without this hint processors with AMX compute in bfloat16, and nobody is told
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads or default_threads(),
+            "INFERENCE_NUM_THREADS": self._threads,
             # decoding runs beside inference, and a pinned thread waits for its processor while others idle
             "ENABLE_CPU_PINNING": False,
         }
@@ -72,22 +69,13 @@ class OpenVinoEngine:
                     raise
                 # not a public property: a release without it runs the same, in more memory
                 compiled = core.compile_model(graph, "CPU", config)
-            self._request: Any = compiled.create_infer_request()
+            self._loaded = compiled.create_infer_request()
         except RuntimeError as error:
             raise load_error(error, self.backend) from error
-
-    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
-        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
-        check_images(images, self.card.input.patch)
-        return run_each(images, self._run_one, self.backend)
-
-    def close(self) -> None:
-        """Free the compiled model."""
-        self._request = None
 
     def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         import numpy as np
 
-        results = self._request.infer({0: image}, share_inputs=True, share_outputs=False)
+        results = self._loaded.infer({0: image}, share_inputs=True, share_outputs=False)
         scores, maps = (np.array(results[name], dtype=np.float32) for name in self.card.outputs)
         return scores, maps

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import ImageError, ImageErrorCode, WsssError
@@ -13,6 +14,8 @@ from wsss_rt.errors import ImageError, ImageErrorCode, WsssError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from wsss_rt.model_card import ModelCard
 
 _MEMORY_MARKS = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "can't allocate")
 # after one of these a CUDA context answers every further call with the same error
@@ -80,6 +83,41 @@ def run_each(
         scores.append(score)
         maps.append(map_)
     return EngineOutput(np.concatenate(scores), np.concatenate(maps))
+
+
+class LibraryEngine(ABC):
+    """What the engines of all libraries share: the attributes of :class:`wsss_rt.engines.base.Engine`.
+
+    A subclass sets ``backend`` and, where they are other ones, ``device`` and ``precision``; its constructor
+    ends with ``self._loaded``, whatever the library runs.
+
+    Args:
+        card: the model's card.
+        threads: processors for one image; by default all that the process may use.
+    """
+
+    backend: str
+    device = "cpu"
+    precision = "float32"
+
+    def __init__(self, card: ModelCard, threads: int | None) -> None:
+        self.card = card
+        self.choice: dict[str, Any] = {}
+        self._threads = threads or default_threads()
+        self._loaded: Any = None
+
+    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+        check_images(images, self.card.input.patch)
+        return run_each(images, self._run_one, self.backend)
+
+    def close(self) -> None:
+        """Free the loaded model."""
+        self._loaded = None
+
+    @abstractmethod
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(1, 3, H, W) to scores (1, C) and maps (1, C, h, w), owned by the caller."""
 
 
 def engine_error(error: Exception, backend: str, shape: tuple[int, ...]) -> WsssError:

@@ -25,7 +25,8 @@ class Format(StrEnum):
 
 
 DESCRIPTIONS: Mapping[Format, str] = {
-    Format.PNG: "masks/: indexed PNG, a class number per pixel; always written, the others are built from it",
+    Format.PNG: "masks/: a class number per pixel, indexed PNG (16-bit gray for more than 254 classes); "
+    "always written, the others are built from it",
     Format.COCO: "annotations.coco.json: compressed RLE, one annotation per class and image",
     Format.REPORT: "report.html: overlays, the least confident first; opens without a network",
     Format.OVERLAY: "overlays/: the image with its mask drawn over it and a legend",

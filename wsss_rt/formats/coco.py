@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsss_rt import __version__
-from wsss_rt.classes import BACKGROUND, IGNORE
+from wsss_rt.classes import BACKGROUND, ignore_value
 from wsss_rt.formats.png import read_mask
 from wsss_rt.formats.records import Labelled, labelled
 from wsss_rt.io.atomic import atomic_file
@@ -42,16 +42,16 @@ class Region:
     box: tuple[int, int, int, int]
 
 
-def regions(mask: NDArray[np.uint8]) -> Iterator[Region]:
+def regions(mask: NDArray[np.uint8] | NDArray[np.uint16]) -> Iterator[Region]:
     """A region per class of a mask, ascending; background and ignore are none.
 
     Args:
-        mask: (H, W) uint8.
+        mask: (H, W) uint8 or uint16.
     """
     from pycocotools import mask as rle
 
-    for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)):
-        if value in (BACKGROUND, IGNORE):
+    for value in np.flatnonzero(np.bincount(mask.ravel())):
+        if value in (BACKGROUND, ignore_value(mask)):
             continue
         encoded = rle.encode(np.asfortranarray(mask == value, np.uint8))
         x, y, width, height = (int(side) for side in rle.toBbox(encoded))
@@ -95,7 +95,7 @@ class CocoWriter:
             file.write(b'\n],"annotations":[')
             annotation_id = 0
             for image_id, entry in enumerate(entries, start=1):
-                mask = read_mask(self._out / entry.mask)
+                mask = read_mask(self._out / entry.mask, wide=self._classes.wide)
                 for region in regions(mask):
                     annotation_id += 1
                     annotation = {
@@ -115,7 +115,8 @@ class CocoWriter:
         model = self._context.get("model") or {}
         return {
             "description": "Pseudo-labels by wsss-rt: regions of classes, not of single objects. "
-            "Category ids are the values of the mask PNGs; 0 is background, 255 is ignore.",
+            "Category ids are the values of the mask PNGs; 0 is background, "
+            f"{self._classes.ignore} is ignore.",
             "version": __version__,
             "contributor": f"wsss-rt {__version__}",
             "method": model.get("method"),

@@ -80,7 +80,10 @@ class NpzWriter:
         np.savez_compressed(
             buffer,
             maps=stored,
-            classes=np.array([self._classes.index(name) for name in result.tags], np.int16),
+            classes=np.array(
+                [self._classes.index(name) for name in result.tags],
+                np.int32 if self._classes.wide else np.int16,
+            ),
             size=np.array([height, width], np.int32),
             scores=np.array([result.scores.get(name, np.nan) for name in self._classes.names], np.float32),
         )

@@ -1,4 +1,8 @@
-"""Masks as indexed PNG: the value is the class, the palette is what a viewer shows."""
+"""Masks as PNG: the value is the class.
+
+Masks of 8 bits are indexed, and their palette is what a viewer shows. PNG has no palette for 16 bits: wide
+masks (more than 254 classes) are gray, nearly black in a viewer, and overlays are for looking at.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from wsss_rt.classes import voc_palette
+from wsss_rt.classes import IGNORE, WIDE_IGNORE, voc_palette
 from wsss_rt.errors import WsssError
 from wsss_rt.io.atomic import write_atomic
 from wsss_rt.io.decode import printable
@@ -21,16 +25,19 @@ if TYPE_CHECKING:
 
     from wsss_rt.results import Result
 
+    Mask = NDArray[np.uint8] | NDArray[np.uint16]
+
 MASKS = "masks"
 # measured on masks of photographs: level 9 takes ten times the time for a tenth of the bytes
 _COMPRESS_LEVEL = 6
 
 
-def encode_mask(mask: NDArray[np.uint8]) -> bytes:
-    """An indexed PNG with the VOC palette.
+def encode_mask(mask: Mask) -> bytes:
+    """An indexed PNG with the VOC palette, or a grey one of 16 bits.
 
     Args:
-        mask: (H, W) uint8; 0 background, class index + 1, 255 ignore.
+        mask: (H, W), uint8 for the indexed one or uint16; 0 background, class index + 1, ignore is the type's
+            largest value.
 
     Returns:
         The file's bytes, the same for the same mask.
@@ -38,27 +45,51 @@ def encode_mask(mask: NDArray[np.uint8]) -> bytes:
     Raises:
         ValueError: another shape or type.
     """
-    if mask.ndim != 2 or mask.dtype != np.uint8 or not mask.size:
-        raise ValueError(f"a mask is (H, W) uint8, not {mask.shape} {mask.dtype}")
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.uint16) or not mask.size:
+        raise ValueError(f"a mask is (H, W) uint8 or uint16, not {mask.shape} {mask.dtype}")
     image = Image.fromarray(np.ascontiguousarray(mask))
-    image.putpalette(_palette())
+    if mask.dtype == np.uint8:
+        image.putpalette(_palette())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=_COMPRESS_LEVEL)
     return buffer.getvalue()
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
+def read_mask(path: Path, *, wide: bool = False) -> Mask:
     """Values of a mask that this package or another tool wrote.
 
     Args:
-        path: an indexed or 8-bit gray PNG.
+        path: an indexed or gray PNG.
+        wide: it is of more than 254 classes. Without, a file of 16 bits must hold values of 8 bits; with it,
+            the ignore value of a file of 8 bits becomes that of 16.
 
     Returns:
-        (H, W) uint8.
+        (H, W) uint8, or uint16 where ``wide``.
 
     Raises:
-        WsssError: code ``mask_unreadable``, or ``mask_not_indexed`` for a picture in colours.
+        WsssError: code ``mask_unreadable``, ``mask_range`` for values that do not fit, or
+            ``mask_not_indexed`` for a picture in colours.
     """
+    values = _read_values(path)
+    if values.dtype == np.uint8:
+        if not wide:
+            return values
+        widened = values.astype(np.uint16)
+        widened[values == IGNORE] = WIDE_IGNORE
+        return widened
+    limit, holder = (WIDE_IGNORE, "masks") if wide else (IGNORE, "masks of up to 254 classes")
+    if values.size and (values.min() < 0 or values.max() > limit):
+        raise WsssError(
+            f"the mask {printable(path)} holds values up to {int(values.max())}",
+            why=f"{holder} hold 0 to {limit - 1}, and {limit} for ignore",
+            fix="" if wide else "if it has more classes, name them: --classes FILE",
+            code="mask_range",
+        )
+    return values.astype(np.uint16 if wide else np.uint8)
+
+
+def _read_values(path: Path) -> NDArray[Any]:
+    """What the file holds, as uint8, or as wider integers for a file of 16 bits."""
     name = printable(path)
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -67,7 +98,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
             if image.mode == "1":
                 return np.array(image.convert("L"), np.uint8) // 255
             if image.mode.startswith("I"):
-                return _narrow(np.array(image), name)
+                return np.array(image)
             mode = image.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise WsssError(f"cannot read the mask {name}", why=_reason(error), code="mask_unreadable") from error
@@ -107,16 +138,6 @@ class PngWriter:
     def finish(self, records: Iterable[dict[str, Any]]) -> list[Path]:
         """Nothing is collected."""
         return []
-
-
-def _narrow(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    if values.size and (values.min() < 0 or values.max() > 255):
-        raise WsssError(
-            f"the mask {name} holds values up to {int(values.max())}",
-            why="masks hold 0 to 254 and 255 for ignore",
-            code="mask_range",
-        )
-    return values.astype(np.uint8)
 
 
 def _reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ from wsss_rt.metrics.boxes import (
     box_overlaps,
     class_rank,
 )
-from wsss_rt.metrics.confusion import Absent, ConfusionMatrix, joint_histogram, nanmean
+from wsss_rt.metrics.confusion import Absent, ConfusionMatrix, Joint, joint_histogram, nanmean
 from wsss_rt.metrics.pixels import normalised_map, resize_bilinear, stretch
 from wsss_rt.metrics.ranking import average_precision, mean_average_precision
 from wsss_rt.metrics.regions import Regions, find_regions
@@ -29,6 +29,7 @@ __all__ = [
     "OFFICIAL_THRESHOLDS",
     "Absent",
     "ConfusionMatrix",
+    "Joint",
     "LocalizationAccuracy",
     "MaxBoxAccV2",
     "Overlaps",

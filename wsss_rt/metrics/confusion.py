@@ -5,12 +5,13 @@ Counts are int64 throughout: a confusion matrix over COCO holds more pixels than
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsss_rt.classes import IGNORE
+from wsss_rt.classes import WIDE_IGNORE, ignore_value
 
 # what a class without a single pixel in truth and prediction contributes: nothing, or a zero as in the
 # evaluation script that came with MCTformer
@@ -19,74 +20,67 @@ Absent = Literal["nan", "zero"]
 _OFFICIAL_EPSILON = 1e-10
 
 
-class ConfusionMatrix:
-    """Pixel counts by true and predicted value.
+# in a joint histogram, of pixels that their mask ignores
+IGNORED = -1
 
-    Args:
-        num_classes: number of mask values, background included; values are 0..num_classes-1.
+
+@dataclass(frozen=True)
+class Joint:
+    """How often each pair of a true and a predicted value occurs; pairs that do not are not in it.
 
     Attributes:
-        counts: (num_classes, num_classes) int64, rows truth, columns prediction.
-        ignored: (num_classes,) int64, pixels of each true class whose prediction was 255.
+        truth, prediction: (K,) int64 mask values, ``IGNORED`` (-1) for ignored pixels; pairs are unique.
+        counts: (K,) int64 pixels, above 0.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        if not 1 <= num_classes <= IGNORE:
-            raise ValueError(f"num_classes must be 1..{IGNORE}, not {num_classes}")
-        self.num_classes = num_classes
-        self.counts = np.zeros((num_classes, num_classes), np.int64)
-        self.ignored = np.zeros(num_classes, np.int64)
+    truth: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
-    def update(self, prediction: NDArray[np.integer], truth: NDArray[np.integer]) -> None:
-        """Add the pixels of one image, or of many.
+    def renumbered(self, table: NDArray[np.integer]) -> Joint:
+        """With predicted values replaced by ``table[value]``; ignored ones stay ignored."""
+        named = self.prediction != IGNORED
+        prediction = self.prediction.copy()
+        prediction[named] = table[prediction[named]]
+        return _joint(self.truth, prediction, self.counts)
 
-        Args:
-            prediction: integers 0..num_classes-1 or 255, any shape.
-            truth: the same shape; pixels of 255 are left out.
 
-        Raises:
-            ValueError: shapes differ, or a value is outside the range.
-        """
-        self.add_joint(joint_histogram(prediction, truth))
+class ClassCounts:
+    """What is counted per class, and the rates that follow.
 
-    def add_joint(self, joint: NDArray[np.int64]) -> None:
-        """Add a (256, 256) histogram of (truth, prediction) as :func:`joint_histogram` gives it.
+    Args:
+        decided: (num_classes,) int64, pixels of each true class that were given a class.
+        predicted: (num_classes,) int64, pixels predicted as each class, where there is truth.
+        correct: (num_classes,) int64, pixels of each class that were predicted as it.
+        ignored: (num_classes,) int64, pixels of each true class whose prediction was the ignore value.
+    """
 
-        Raises:
-            ValueError: a value is outside the range.
-        """
-        size = self.num_classes
-        outside = joint[size:IGNORE].any() or joint[:IGNORE, size:IGNORE].any()
-        if outside:
-            raise ValueError(f"a mask holds values outside 0..{size - 1} and {IGNORE}")
-        self.counts += joint[:size, :size]
-        self.ignored += joint[:size, IGNORE]
-
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add another matrix of the same size."""
-        if other.num_classes != self.num_classes:
-            raise ValueError(f"{other.num_classes} classes do not fit {self.num_classes}")
-        self.counts += other.counts
-        self.ignored += other.ignored
+    def __init__(
+        self,
+        decided: NDArray[np.int64],
+        predicted: NDArray[np.int64],
+        correct: NDArray[np.int64],
+        ignored: NDArray[np.int64],
+    ) -> None:
+        self._decided, self._predicted, self._correct = decided, predicted, correct
+        self.ignored = ignored
 
     def truth(self, *, ignore_predicted: bool = False) -> NDArray[np.int64]:
         """(num_classes,) pixels of each class in the truth."""
-        total: NDArray[np.int64] = self.counts.sum(1)
-        return total if ignore_predicted else total + self.ignored
+        return self._decided.copy() if ignore_predicted else self._decided + self.ignored
 
     def predicted(self) -> NDArray[np.int64]:
         """(num_classes,) pixels predicted as each class."""
-        total: NDArray[np.int64] = self.counts.sum(0)
-        return total
+        return self._predicted.copy()
 
     def correct(self) -> NDArray[np.int64]:
         """(num_classes,) pixels of each class that were predicted as it."""
-        return np.diagonal(self.counts).copy()
+        return self._correct.copy()
 
     def coverage(self) -> float:
-        """Share of the pixels with truth that were given a class rather than 255; nan without pixels."""
+        """Share of the pixels with truth that were given a class rather than ignored; nan without pixels."""
         total = int(self.truth().sum())
-        return float(self.counts.sum() / total) if total else float("nan")
+        return float(self._decided.sum() / total) if total else float("nan")
 
     def iou(self, *, absent: Absent = "nan", ignore_predicted: bool = False) -> NDArray[np.float64]:
         """Intersection over union per class, 0..1.
@@ -94,7 +88,7 @@ class ConfusionMatrix:
         Args:
             absent: value of a class that neither truth nor prediction holds: nan, or zero as the official
                 evaluation of MCTformer counts it.
-            ignore_predicted: leave out pixels predicted as 255; by default they count as missed.
+            ignore_predicted: leave out pixels predicted as ignore; by default they count as missed.
 
         Returns:
             (num_classes,) float64.
@@ -134,28 +128,126 @@ class ConfusionMatrix:
         return _ratio(truth - self.correct(), truth + self.predicted() - self.correct(), absent=absent)
 
 
-def joint_histogram(prediction: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Count pairs of values of two 8-bit masks.
+class ConfusionMatrix(ClassCounts):
+    """Pixel counts by true and predicted value.
+
+    Pairs that never occur take no memory: a thousand classes have a million, and hardly any is used.
 
     Args:
-        prediction: integers 0..255, any shape.
+        num_classes: number of mask values, background included; values are 0..num_classes-1.
+
+    Attributes:
+        ignored: (num_classes,) int64, pixels of each true class whose prediction was the ignore value.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        if not 1 <= num_classes <= WIDE_IGNORE:
+            raise ValueError(f"num_classes must be 1..{WIDE_IGNORE}, not {num_classes}")
+        self.num_classes = num_classes
+        super().__init__(*(np.zeros(num_classes, np.int64) for _ in range(4)))
+        self._cells = _joint(*(np.zeros(0, np.int64) for _ in range(3)))
+        self._waiting: list[Joint] = []
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(num_classes, num_classes) int64, rows truth, columns prediction; 8 bytes a cell."""
+        dense = np.zeros((self.num_classes, self.num_classes), np.int64)
+        cells = self.cells()
+        dense[cells.truth, cells.prediction] = cells.counts
+        return dense
+
+    def cells(self) -> Joint:
+        """The pairs that occur, without ignored pixels, by truth and then by prediction."""
+        if self._waiting:
+            parts = [self._cells, *self._waiting]
+            self._cells = _joint(
+                *(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS)
+            )
+            self._waiting = []
+        return self._cells
+
+    def update(self, prediction: NDArray[np.integer], truth: NDArray[np.integer]) -> None:
+        """Add the pixels of one image, or of many.
+
+        Args:
+            prediction: integers 0..num_classes-1 or the ignore value, any shape.
+            truth: the same shape; ignored pixels are left out.
+
+        Raises:
+            ValueError: shapes differ, or a value is outside the range.
+        """
+        self.add_joint(joint_histogram(prediction, truth))
+
+    def add_joint(self, joint: Joint) -> None:
+        """Add what :func:`joint_histogram` counted.
+
+        Raises:
+            ValueError: a value is outside the range.
+        """
+        size = self.num_classes
+        known = joint.truth != IGNORED
+        truth, prediction, counts = joint.truth[known], joint.prediction[known], joint.counts[known]
+        if joint.truth.max(initial=0) >= size or prediction.max(initial=0) >= size:
+            raise ValueError(f"a mask holds values outside 0..{size - 1} and its ignore value")
+        left_out = prediction == IGNORED
+        np.add.at(self.ignored, truth[left_out], counts[left_out])
+        truth, prediction, counts = truth[~left_out], prediction[~left_out], counts[~left_out]
+        np.add.at(self._decided, truth, counts)
+        np.add.at(self._predicted, prediction, counts)
+        same = truth == prediction
+        self._correct[truth[same]] += counts[same]
+        self._waiting.append(Joint(truth, prediction, counts))
+        # put in order only when there is much of it, so that each image costs what it holds
+        if sum(len(part.counts) for part in self._waiting) > 10_000 + 4 * len(self._cells.counts):
+            self.cells()
+
+    def merge(self, other: ConfusionMatrix) -> None:
+        """Add another matrix of the same size."""
+        if other.num_classes != self.num_classes:
+            raise ValueError(f"{other.num_classes} classes do not fit {self.num_classes}")
+        self.add_joint(other.cells())
+        self.ignored += other.ignored
+
+
+_COLUMNS = ("truth", "prediction", "counts")
+
+
+def joint_histogram(prediction: NDArray[np.integer], truth: NDArray[np.integer]) -> Joint:
+    """Count pairs of values of two masks, each of 8 or of 16 bits.
+
+    Args:
+        prediction: uint16, of which 65535 is ignored; or other integers 0..255, of which 255 is.
         truth: the same shape.
 
-    Returns:
-        (256, 256) int64, rows truth, columns prediction.
-
     Raises:
-        ValueError: shapes differ, or the values are not integers of 0..255.
+        ValueError: shapes differ, or the values are not integers of the range.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
-    for mask in (prediction, truth):
+    limits = []
+    for mask in (truth, prediction):
         if mask.dtype.kind not in "iub":
             raise ValueError(f"masks hold integers, not {mask.dtype}")
-        if mask.dtype != np.uint8 and mask.size and (mask.min() < 0 or mask.max() > 255):
-            raise ValueError("masks hold values of 0..255")
-    pairs = truth.astype(np.int32).ravel() * 256 + prediction.astype(np.int32).ravel()
-    return np.bincount(pairs, minlength=256 * 256).astype(np.int64).reshape(256, 256)
+        limit = ignore_value(mask)
+        if (
+            mask.dtype.name not in ("uint8", "uint16")
+            and mask.size
+            and (mask.min() < 0 or mask.max() > limit)
+        ):
+            raise ValueError(f"masks hold values of 0..{limit}")
+        limits.append(limit)
+    columns = limits[1] + 1
+    pairs = truth.astype(np.int64).ravel() * columns + prediction.ravel()
+    if columns * (limits[0] + 1) <= 1 << 16:
+        counts = np.bincount(pairs)
+        found = np.flatnonzero(counts)
+        counts = counts[found]
+    else:
+        found, counts = np.unique(pairs, return_counts=True)
+    values = [found // columns, found % columns]
+    for column, limit in zip(values, limits, strict=True):
+        column[column == limit] = IGNORED
+    return Joint(values[0], values[1], counts.astype(np.int64))
 
 
 def nanmean(values: NDArray[np.float64]) -> float:
@@ -173,3 +265,14 @@ def _ratio(
     result = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result
+
+
+def _joint(truth: NDArray[np.int64], prediction: NDArray[np.int64], counts: NDArray[np.int64]) -> Joint:
+    """Pairs by truth and then by prediction, repeated ones added up."""
+    order = np.lexsort((prediction, truth))
+    truth, prediction, counts = truth[order], prediction[order], counts[order]
+    first = np.ones(len(truth), bool)
+    first[1:] = (truth[1:] != truth[:-1]) | (prediction[1:] != prediction[:-1])
+    starts = np.flatnonzero(first)
+    total = np.add.reduceat(counts, starts) if len(starts) else counts
+    return Joint(truth[first], prediction[first], total)

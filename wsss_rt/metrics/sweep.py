@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wsss_rt.classes import IGNORE
-from wsss_rt.metrics.confusion import Absent, ConfusionMatrix, nanmean
+from wsss_rt.classes import ignore_value
+from wsss_rt.metrics.confusion import Absent, ClassCounts, nanmean
 
 OFFICIAL_THRESHOLDS = np.arange(60) / 100.0
 
@@ -51,11 +51,12 @@ class Sweep:
 
 
 class ThresholdSweep:
-    """Confusion matrices of all background thresholds in one pass over the pixels.
+    """Counts per class at all background thresholds in one pass over the pixels.
 
     A pixel belongs to its strongest class where that class's map exceeds the threshold, else to the
     background (MCTformer's rule; ties go to the background, then to the first class). So each pixel is
-    one count in a histogram of (truth, strongest class, number of thresholds it exceeds).
+    one count by its strongest class and the number of thresholds it exceeds, and one more where that class
+    is the true one; which class another was taken for does not enter any rate.
 
     Args:
         num_classes: number of mask values, background included.
@@ -68,27 +69,41 @@ class ThresholdSweep:
         self.thresholds: NDArray[np.float64] = np.asarray(chosen, np.float64)
         if self.thresholds.ndim != 1 or not len(self.thresholds) or (np.diff(self.thresholds) <= 0).any():
             raise ValueError("thresholds must be a non-empty ascending list")
-        self.histogram = np.zeros((num_classes, num_classes, len(self.thresholds) + 1), np.int64)
+        shape = (num_classes, len(self.thresholds) + 1)
+        self._truth = np.zeros(num_classes, np.int64)
+        # by strongest class (0 where no class competes) and thresholds exceeded: all pixels, those whose
+        # strongest class is the true one, and, by thresholds alone, those of the background
+        self._named, self._right = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._background = np.zeros(shape[1], np.int64)
 
-    def update(self, maps: NDArray[np.floating], classes: Sequence[int], truth: NDArray[np.uint8]) -> None:
+    def update(
+        self,
+        maps: NDArray[np.floating],
+        classes: Sequence[int],
+        truth: NDArray[np.uint8] | NDArray[np.uint16],
+    ) -> None:
         """Add one image.
 
         Args:
             maps: (K, H, W) normalised maps of the classes that are present.
             classes: K class indices, 0-based without background.
-            truth: (H, W) uint8, 0 background, class index + 1, 255 left out.
+            truth: (H, W) uint8 or uint16, 0 background, class index + 1; 255, or 65535 of 16 bits, left out.
 
         Raises:
             ValueError: shapes or values that don't fit.
         """
         if maps.shape != (len(classes), *truth.shape):
             raise ValueError(f"maps {maps.shape} do not fit {len(classes)} classes of {truth.shape}")
-        valid = truth != IGNORE
+        ignore = ignore_value(truth)
+        valid = truth != ignore
         true_values = truth[valid].astype(np.int64)
         if true_values.size and int(true_values.max()) >= self.num_classes:
-            raise ValueError(f"the truth holds values outside 0..{self.num_classes - 1} and {IGNORE}")
+            raise ValueError(f"the truth holds values outside 0..{self.num_classes - 1} and {ignore}")
+        of_truth = np.bincount(true_values, minlength=self.num_classes)
         if len(classes) == 0:
-            self.histogram[:, 0, 0] += np.bincount(true_values, minlength=self.num_classes)
+            self._truth += of_truth
+            self._named[0, 0] += len(true_values)
+            self._background[0] += of_truth[0]
             return
         if not np.isfinite(maps).all():
             raise ValueError("maps hold values that are not finite")
@@ -102,9 +117,11 @@ class ThresholdSweep:
         named = (np.asarray(classes, np.int64)[order] + 1)[strongest]
         # thresholds strictly below the value are those at which the pixel is foreground
         exceeded = np.searchsorted(self.thresholds, values, side="left")
-        bins = len(self.thresholds) + 1
-        flat = (true_values * self.num_classes + named) * bins + exceeded
-        self.histogram += np.bincount(flat, minlength=self.histogram.size).reshape(self.histogram.shape)
+        self._truth += of_truth
+        flat = named * self._named.shape[1] + exceeded
+        for histogram, counted in ((self._named, flat), (self._right, flat[true_values == named])):
+            histogram += np.bincount(counted, minlength=histogram.size).reshape(histogram.shape)
+        self._background += np.bincount(exceeded[true_values == 0], minlength=len(self._background))
 
     def result(self, *, absent: Absent = "nan") -> Sweep:
         """The curve over all images added so far.
@@ -112,19 +129,20 @@ class ThresholdSweep:
         Args:
             absent: see :meth:`ConfusionMatrix.iou`.
         """
-        matrix = ConfusionMatrix(self.num_classes)
-        total = self.histogram.sum((1, 2))
+        total, ignored = self._truth.sum(), np.zeros_like(self._truth)
         curves: list[tuple[NDArray[np.float64], float, float, float]] = []
         for index in range(len(self.thresholds)):
-            matrix.counts = self.histogram[:, :, index + 1 :].sum(2)
-            # pixels not exceeding the threshold are background; a true class index is never 0 in here
-            matrix.counts[:, 0] = total - matrix.counts[:, 1:].sum(1)
+            predicted, correct = (part[:, index + 1 :].sum(1) for part in (self._named, self._right))
+            # pixels that do not exceed the threshold are background
+            predicted[0] = total - predicted[1:].sum()
+            correct[0] = self._background[: index + 1].sum()
+            counts = ClassCounts(self._truth, predicted, correct, ignored)
             curves.append(
                 (
-                    matrix.iou(absent=absent),
-                    matrix.miou(absent=absent),
-                    nanmean(matrix.false_positive_rate(absent=absent)),
-                    nanmean(matrix.false_negative_rate(absent=absent)),
+                    counts.iou(absent=absent),
+                    counts.miou(absent=absent),
+                    nanmean(counts.false_positive_rate(absent=absent)),
+                    nanmean(counts.false_negative_rate(absent=absent)),
                 )
             )
         iou, miou, false_positive, false_negative = (
@@ -134,7 +152,7 @@ class ThresholdSweep:
 
 
 def threshold_sweep(
-    images: Iterable[tuple[NDArray[np.floating], Sequence[int], NDArray[np.uint8]]],
+    images: Iterable[tuple[NDArray[np.floating], Sequence[int], NDArray[np.uint8] | NDArray[np.uint16]]],
     num_classes: int,
     *,
     thresholds: ArrayLike | None = None,

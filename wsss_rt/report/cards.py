@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from pathlib import Path
 
+from wsss_rt.classes import ClassSet
 from wsss_rt.report.collect import Card
 from wsss_rt.report.markup import color, link, shown_path, small_share, text
 
@@ -17,21 +17,22 @@ FLAG_MEANINGS = {
 }
 
 
-def figure(card: Card, names: Mapping[int, str], *, rank: int, sampled: bool, source: str) -> str:
+def figure(card: Card, classes: ClassSet, *, rank: int, sampled: bool, source: str) -> str:
     """One image: its preview, its name, and what its mask holds.
 
     Args:
         card: the image.
-        names: mask value to class name.
+        classes: the model's.
         rank: position in the order of confidence.
         sampled: whether it belongs to the random sample.
         source: what the page loads as the preview, see :func:`source_of`.
     """
+    names = classes.mask_names()
     name = shown_path(card.name)
     confidence = "" if card.confidence is None else f"{card.confidence:.2f}"
     mask = link(card.files["mask"])
     chips = [
-        f'<span><span class="swatch" style="--swatch:{color(value)}"></span>'
+        f'<span><span class="swatch" style="--swatch:{color(value, wide=classes.wide)}"></span>'
         f"{text(names.get(value, value))} {text(small_share(share))}</span>"
         for value, share in card.shares
     ] or ["<span>background only</span>"]

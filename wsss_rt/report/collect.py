@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsss_rt.classes import IGNORE
+from wsss_rt.classes import IGNORE, WIDE_IGNORE, ignore_value
 from wsss_rt.formats.png import read_mask
 from wsss_rt.formats.records import is_labelled, name_of
 
@@ -68,7 +68,7 @@ class Collected:
         tagged: images per class name among the tags.
         score_sums: per class name, over the images that it tags.
         drawn: images per mask value.
-        pixels: (256,) int64 pixels per mask value.
+        pixels: (256,) int64 pixels per mask value, (65536,) for wide masks.
         histogram: (20,) images per confidence.
         confidence_sum: over the images that have one.
         worst: least confident first.
@@ -86,7 +86,7 @@ class Collected:
     tagged: Counter[str] = field(default_factory=Counter)
     score_sums: dict[str, float] = field(default_factory=dict)
     drawn: Counter[int] = field(default_factory=Counter)
-    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(IGNORE + 1, np.int64))
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     confidences: int = 0
     confidence_sum: float = 0.0
@@ -94,17 +94,18 @@ class Collected:
     sample: list[Card] = field(default_factory=list)
 
 
-def collect(records: Iterable[Mapping[str, Any]], out: Path) -> Collected:
+def collect(records: Iterable[Mapping[str, Any]], out: Path, *, wide: bool = False) -> Collected:
     """Read the records once, and every mask once.
 
     Args:
         records: the manifest's, in any order; the result does not depend on it.
         out: the output folder.
+        wide: its masks have 16 bits.
 
     Raises:
         WsssError: a mask that a record names cannot be read.
     """
-    found = Collected()
+    found = Collected(pixels=np.zeros((WIDE_IGNORE if wide else IGNORE) + 1, np.int64))
     worst: list[tuple[_Last, Card]] = []
     sample: list[tuple[_Last, Card]] = []
     failures: list[tuple[_Last, tuple[str, str, str]]] = []
@@ -136,7 +137,8 @@ def collect(records: Iterable[Mapping[str, Any]], out: Path) -> Collected:
 
 
 def _card(record: Mapping[str, Any], name: str, out: Path, found: Collected) -> Card:
-    counts = np.bincount(read_mask(out / record["mask"]).ravel(), minlength=256)
+    mask = read_mask(out / record["mask"], wide=len(found.pixels) > IGNORE + 1)
+    counts = np.bincount(mask.ravel(), minlength=len(found.pixels))
     present = [int(value) for value in np.flatnonzero(counts) if value != 0]
     flags = tuple(record.get("flags") or ())
     found.labelled += 1
@@ -147,7 +149,7 @@ def _card(record: Mapping[str, Any], name: str, out: Path, found: Collected) -> 
     found.tag_sources[str(record.get("tag_source", "none"))] += 1
     tags = tuple(record.get("tags") or ())
     found.tagged.update(tags)
-    found.drawn.update(value for value in present if value != IGNORE)
+    found.drawn.update(value for value in present if value != ignore_value(mask))
     found.pixels += counts
     total = int(counts.sum())
     shares = sorted(

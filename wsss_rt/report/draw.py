@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from wsss_rt.classes import BACKGROUND, IGNORE, ClassSet
+from wsss_rt.classes import BACKGROUND, IGNORE, WIDE_IGNORE, ClassSet, ignore_value
 from wsss_rt.io.decode import to_stored_raster
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Uint8 = NDArray[np.uint8]
+    Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 OVERLAY_SIDE = 1600
 THUMBNAIL_HEIGHT = 224
@@ -28,53 +29,53 @@ _DIVIDER = 4
 _DARK, _LIGHT = (24, 26, 31), (232, 234, 237)
 
 
-def to_upright(mask: Uint8, orientation: int) -> Uint8:
+def to_upright(mask: Mask, orientation: int) -> Mask:
     """A mask of the file's raster, turned as a person sees the image.
 
     Args:
-        mask: (h, w) uint8 in the stored raster.
+        mask: (h, w) uint8 or uint16 in the stored raster.
         orientation: EXIF orientation, 1..8.
     """
     # the quarter turns undo each other, all other orientations undo themselves
     return to_stored_raster(mask, {6: 8, 8: 6}.get(orientation, orientation))
 
 
-def display_color(value: int) -> tuple[int, int, int]:
-    """RGB of a mask value as drawn on pictures.
+def display_color(value: int, *, wide: bool = False) -> tuple[int, int, int]:
+    """RGB of a mask value as drawn on pictures; ``wide`` for masks of 16 bits, where 255 is a class.
 
     Not the VOC palette of the mask files: some of its colours differ in brightness alone (classes 1, 8
     and 9 are three reds), and under a half-transparent tint they cannot be told apart.
     """
-    return tuple(int(channel) for channel in _display_table()[value])  # type: ignore[return-value]
+    return tuple(int(channel) for channel in _display_table(wide)[value])  # type: ignore[return-value]
 
 
-def blend(image: Uint8, mask: Uint8) -> Uint8:
+def blend(image: Uint8, mask: Mask) -> Uint8:
     """Fade the image, tint the pixels of each class, outline its regions; ignored pixels are hatched.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) uint8 in the same raster.
+        mask: (H, W) uint8 or uint16 in the same raster.
 
     Returns:
         (H, W, 3) uint8.
     """
     if mask.shape != image.shape[:2]:
         raise ValueError(f"mask {mask.shape} does not fit image {image.shape[:2]}")
-    colors = _display_table()[mask]
+    colors = _display_table(mask.dtype == np.uint16)[mask]
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     # the class's colour must not mix with the object's own, or it cannot be told from another class's
     tinted = cv2.addWeighted(gray, 1 - _FILL, colors, _FILL, 0.0)
     faded = cv2.addWeighted(gray, _FADE, image, 1 - _FADE, 0.0)
     drawn = np.where((mask == BACKGROUND)[..., None], faded, tinted).astype(np.uint8)
-    ignored = mask == IGNORE
+    ignored = mask == ignore_value(mask)
     if ignored.any():
         rows, columns = np.indices(mask.shape, np.int32)
         stripe = ignored & ((rows + columns) % 8 < 2)
         drawn[stripe] = _LIGHT
     border = max(1, round(max(mask.shape) / 400))
     kernel = np.ones((2 * border + 1, 2 * border + 1), np.uint8)
-    # the inner rim of every region, so that neighbours keep their own colour; 255 is no region
-    regions = np.where(ignored, BACKGROUND, mask).astype(np.uint8)
+    # the inner rim of every region, so that neighbours keep their own colour; ignored pixels are no region
+    regions = np.where(ignored, BACKGROUND, mask).astype(mask.dtype)
     inner = cv2.erode(regions, kernel) != cv2.dilate(regions, kernel)
     rim = inner & (regions != BACKGROUND)
     drawn[rim] = (colors[rim] * 0.6 + 102).astype(np.uint8)
@@ -84,12 +85,12 @@ def blend(image: Uint8, mask: Uint8) -> Uint8:
     return drawn
 
 
-def overlay(image: Uint8, mask: Uint8, classes: ClassSet, *, max_side: int = OVERLAY_SIDE) -> Uint8:
+def overlay(image: Uint8, mask: Mask, classes: ClassSet, *, max_side: int = OVERLAY_SIDE) -> Uint8:
     """An image with its mask and a legend of the classes in it below.
 
     Args:
         image: (H, W, 3) uint8 RGB, upright.
-        mask: (H, W) uint8, upright.
+        mask: (H, W) uint8 or uint16, upright.
         classes: names of the mask's values.
         max_side: a larger image is scaled down to this many pixels.
 
@@ -101,12 +102,12 @@ def overlay(image: Uint8, mask: Uint8, classes: ClassSet, *, max_side: int = OVE
     return np.vstack([drawn, _legend(np.unique(mask), classes, drawn.shape[1])])
 
 
-def thumbnail(image: Uint8, mask: Uint8) -> Uint8:
+def thumbnail(image: Uint8, mask: Mask) -> Uint8:
     """Image and overlay side by side, both at most 224 pixels high.
 
     Args:
         image: (H, W, 3) uint8 RGB, upright.
-        mask: (H, W) uint8, upright.
+        mask: (H, W) uint8 or uint16, upright.
     """
     height, width = mask.shape
     scale = min(THUMBNAIL_HEIGHT / height, _THUMBNAIL_WIDTH / width)
@@ -122,10 +123,11 @@ def encode_jpeg(image: Uint8, *, quality: int = 88) -> bytes:
     return buffer.getvalue()
 
 
-@lru_cache(maxsize=1)
-def _display_table() -> Uint8:
-    """(256, 3): hues a golden angle apart in OKLCH, in three lightnesses, so that neighbours differ."""
-    index = np.arange(256)
+@lru_cache(maxsize=2)
+def _display_table(wide: bool) -> Uint8:
+    """(256 or 65536, 3): hues a golden angle apart in OKLCH, in three lightnesses: neighbours differ."""
+    ignore = WIDE_IGNORE if wide else IGNORE
+    index = np.arange(ignore + 1)
     hue = np.deg2rad(262.0 + 137.508 * index)
     lightness, chroma = np.array([0.70, 0.60, 0.80])[index % 3], 0.17
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)])
@@ -138,20 +140,21 @@ def _display_table() -> Uint8:
     linear = np.clip(linear, 0, 1)
     gamma = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     table = np.rint(gamma.T * 255).astype(np.uint8)
-    table[BACKGROUND], table[IGNORE] = 0, _LIGHT
+    table[BACKGROUND], table[ignore] = 0, _LIGHT
     return table
 
 
-def _shrink(image: Uint8, mask: Uint8, scale: float) -> tuple[Uint8, Uint8]:
+def _shrink(image: Uint8, mask: Mask, scale: float) -> tuple[Uint8, Mask]:
     if scale >= 1:
         return image, mask
     height, width = mask.shape
     size = max(1, round(width * scale)), max(1, round(height * scale))
     smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return smaller.astype(np.uint8), cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+    small_mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    return smaller.astype(np.uint8), small_mask.astype(mask.dtype)
 
 
-def _legend(values: Uint8, classes: ClassSet, width: int) -> Uint8:
+def _legend(values: Mask, classes: ClassSet, width: int) -> Uint8:
     """A strip that names the classes; wraps to as many rows as it needs."""
     names = classes.mask_names()
     entries = [
@@ -174,6 +177,8 @@ def _legend(values: Uint8, classes: ClassSet, width: int) -> Uint8:
         draw.text((pad, row / 2), "background only", fill=(150, 154, 162), font=font, anchor="lm")
     for (value, name), (left, top) in zip(entries, places, strict=False):
         above = top + (row - swatch) // 2
-        draw.rectangle((left, above, left + swatch, above + swatch), fill=display_color(value))
+        draw.rectangle(
+            (left, above, left + swatch, above + swatch), fill=display_color(value, wide=classes.wide)
+        )
         draw.text((left + swatch + pad, top + row / 2), name, fill=_LIGHT, font=font, anchor="lm")
     return np.array(strip, np.uint8)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss_rt import __version__
-from wsss_rt.classes import IGNORE
 from wsss_rt.io.atomic import write_atomic
 from wsss_rt.report.cards import FLAG_MEANINGS, figure, source_of
 from wsss_rt.report.collect import BINS, Collected, collect
@@ -57,7 +56,7 @@ class ReportWriter:
 
     def finish(self, records: Iterable[dict[str, Any]]) -> list[Path]:
         """Write the page from the records, the masks and the previews."""
-        found = collect(records, self._out)
+        found = collect(records, self._out, wide=self._classes.wide)
         path = self._out / REPORT_FILE
         write_atomic(path, render(found, self._classes, out=self._out, context=self._context).encode("utf-8"))
         return [path]
@@ -83,7 +82,7 @@ def render(found: Collected, classes: ClassSet, *, out: Path, context: Mapping[s
         "title": "wsss-rt report",
         "heading": "Pseudo-label report",
         "lead": _lead(context),
-        "tiles": _tiles(found),
+        "tiles": _tiles(found, classes.ignore),
         "facts": _facts(found, context),
         "histogram": _histogram(found),
         "failures": _failures(found),
@@ -95,7 +94,7 @@ def render(found: Collected, classes: ClassSet, *, out: Path, context: Mapping[s
         "cards": "\n".join(
             figure(
                 card,
-                names,
+                classes,
                 rank=rank,
                 sampled=card.name in sampled,
                 source=source_of(card, out if card.name in embedded else None),
@@ -122,9 +121,9 @@ def _lead(context: Mapping[str, Any]) -> str:
     return text(" · ".join(piece.strip(" ·") for piece in pieces))
 
 
-def _tiles(found: Collected) -> str:
+def _tiles(found: Collected, ignore: int) -> str:
     mean = f"{found.confidence_sum / found.confidences:.2f}" if found.confidences else "–"
-    ignored, total = int(found.pixels[IGNORE]), int(found.pixels.sum())
+    ignored, total = int(found.pixels[ignore]), int(found.pixels.sum())
     tiles = [
         (f"{found.labelled:,}", "images labelled", ""),
         (f"{found.failed:,}", "failed", "bad" if found.failed else ""),
@@ -228,7 +227,7 @@ def _class_table(found: Collected, classes: ClassSet) -> str:
         score = f"{found.score_sums.get(name, 0.0) / tagged:.2f}" if tagged else "–"
         share = shares[index]
         rows.append(
-            f'<tr style="--swatch:{color(index + 1)};--part:{share / peak:.4f}">'
+            f'<tr style="--swatch:{color(index + 1, wide=classes.wide)};--part:{share / peak:.4f}">'
             f'<td><span class="swatch"></span>{text(name)}</td><td>{tagged:,}</td><td>{drawn:,}</td>'
             f'<td>{score}</td><td class="share"><div class="track"><i></i>'
             f"<span>{share:.2%}</span></div></td></tr>"

@@ -31,9 +31,9 @@ def option(value: str, title: str) -> str:
     return f'<option value="{text(value)}">{text(title)}</option>'
 
 
-def color(value: int) -> str:
-    """The colour of a mask value on pictures, for CSS."""
-    red, green, blue = display_color(value)
+def color(value: int, *, wide: bool) -> str:
+    """The colour of a mask value on pictures, for CSS; ``wide`` for masks of 16 bits."""
+    red, green, blue = display_color(value, wide=wide)
     return f"rgb({red} {green} {blue})"
 
 
