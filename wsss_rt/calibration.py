@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsss_rt import __version__
-from wsss_rt.classes import BACKGROUND, IGNORE
+from wsss_rt.classes import BACKGROUND, ignore_value
 from wsss_rt.io.decode import printable
 
 if TYPE_CHECKING:
@@ -119,14 +119,14 @@ class Calibrator:
         Args:
             maps: (K, H, W) scores in 0..1; K may be 0.
             values: the mask value of each map.
-            truth: (H, W) mask, 255 left out.
+            truth: (H, W) mask, whose ignored pixels are left out.
         """
         best = np.zeros(truth.shape, np.float32)
-        label = np.zeros(truth.shape, np.uint8)
+        label = np.zeros_like(truth)
         for plane, value in zip(maps, values, strict=True):
-            np.copyto(label, np.uint8(value), where=plane > best)
+            np.copyto(label, truth.dtype.type(value), where=plane > best)
             np.maximum(best, plane, out=best)
-        known = truth != IGNORE
+        known = truth != ignore_value(truth)
         levels = np.clip(best * LEVELS, 0, LEVELS).astype(np.int32)
         for counts, chosen in (
             (self._all, known),

@@ -59,6 +59,7 @@ def identity(
             if options.refine == "crf"
             else {}
         ),
+        **({"align_corners": True} if card.align_corners else {}),
         **{key: engine[key] for key in ENGINE_KEYS},
     }
 
