@@ -79,8 +79,9 @@ def _embedder(dimensions: int) -> Callable[..., Any]:
         a kernel makes its own, and that takes longer than all the rest.
         """
         width = image.shape[1]
-        # features lie in rows of one chunk of pixels, for wide vectors
-        scaled = np.empty((dimensions, _CHUNK), np.float32)
+        # features lie in rows of one chunk of pixels, for wide vectors; the last chunk computes what nobody
+        # reads, because loops of a constant length are a fraction of the code
+        scaled = np.zeros((dimensions, _CHUNK), np.float32)
         lifted = np.empty((corners, _CHUNK), np.float32)
         offset = np.empty((corners, _CHUNK), np.float32)
         coordinate = np.empty((corners, _CHUNK), np.int32)
@@ -110,18 +111,18 @@ def _embedder(dimensions: int) -> Callable[..., Any]:
                 if x == width:
                     x, y = 0, y + 1
             # lift: the rows of the triangular basis of the plane
-            for t in range(size):
+            for t in range(_CHUNK):
                 total[t] = np.float32(0)
                 excess[t] = 0
             for i in range(dimensions, 0, -1):
-                for t in range(size):
+                for t in range(_CHUNK):
                     lifted[i, t] = total[t] - np.float32(i) * scaled[i - 1, t]
                     total[t] += scaled[i - 1, t]
-            for t in range(size):
+            for t in range(_CHUNK):
                 lifted[0, t] = total[t]
             # the nearest point with multiples of d+1 as coordinates, and by how far their sum misses 0
             for i in range(corners):
-                for t in range(size):
+                for t in range(_CHUNK):
                     nearest = np.rint(lifted[i, t] * inverse)
                     excess[t] += np.int32(nearest)
                     coordinate[i, t] = np.int32(nearest * step)
@@ -129,16 +130,16 @@ def _embedder(dimensions: int) -> Callable[..., Any]:
                     offset[i, t] = lifted[i, t] - nearest * step
             # how many offsets are larger; ties go to the earlier coordinate
             for i in range(corners):
-                for t in range(size):
+                for t in range(_CHUNK):
                     rank[i, t] = excess[t]
             for i in range(corners):
                 for j in range(i + 1, corners):
-                    for t in range(size):
+                    for t in range(_CHUNK):
                         later = np.int32(offset[j, t] > offset[i, t])
                         rank[i, t] += later
                         rank[j, t] += np.int32(1) - later
             for i in range(corners):
-                for t in range(size):
+                for t in range(_CHUNK):
                     if rank[i, t] < 0:
                         rank[i, t] += np.int32(corners)
                         coordinate[i, t] += np.int32(corners)
