@@ -18,6 +18,8 @@ PACKAGES = (
     "opencv-python-headless",
     "onnxruntime",
     "openvino",
+    "numba",
+    "pydensecrf2",
     "torch",
     "timm",
 )

@@ -32,13 +32,12 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
-def machine_line(result: dict[str, Any]) -> str:
-    """Where and with what a result was measured."""
+def machine_line(result: dict[str, Any], *packages: str) -> str:
+    """Where and with what a result was measured; ``packages`` take the place of the engines."""
     found = result["environment"]
     versions = found["versions"]
-    named = ", ".join(
-        f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if name in versions
-    )
+    shown = packages or ("onnxruntime", "openvino", "torch")
+    named = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
     return f"{found['cpu']}, {found['cores']} cores; Python {versions['python']}, {named}.\n"
 
 
@@ -91,7 +90,57 @@ def voc_animals(result: dict[str, Any]) -> str:
     return markdown(head, rows) + note
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"scenes": scenes, "voc_animals": voc_animals}
+def refine(result: dict[str, Any]) -> str:
+    """The CRF's time beside pydensecrf's."""
+    found = result["median"]
+    ms, faster = found["ms"], found["times_faster"]
+    rows = [["pydensecrf2, one thread", f"{ms['pydensecrf']:.0f}", "1.0", "–"]]
+    agreement = percent_exact(found["labels_equal"])
+    for name, text in (("ours_1_thread", "one thread"), ("ours_2_threads", "two threads")):
+        rows.append([text, f"{ms[name]:.0f}", f"{faster[name]:.1f}", agreement])
+    for stop, equal in sorted(found["stop_labels_equal"].items(), reverse=True):
+        name = f"stop_{stop}"
+        text = f"one thread, `--crf-stop {stop}`"
+        rows.append([text, f"{ms[name]:.0f}", f"{faster[name]:.1f}", percent_exact(equal["least"])])
+    sizes = sorted({"x".join(str(side) for side in reversed(row["size"])) for row in result["images"]})
+    classes = sorted({row["classes"] for row in result["images"]})
+    note = (
+        f"\n{len(result['images'])} {result['inputs']} of {', '.join(sizes)} px with {classes[0]} to "
+        f"{classes[-1]} classes, preset {result['preset']}; medians over the images. Labels: of the worst "
+        f"image, against pydensecrf2, for the early stop against all steps. No marginal differs by more than "
+        f"{found['largest_difference']:.1e}. {machine_line(result, 'numba', 'pydensecrf2')}"
+    )
+    return markdown(["CRF", "ms an image", "times faster", "labels equal, %"], rows) + note
+
+
+def refine_quality(result: dict[str, Any]) -> str:
+    """mIoU before and after the CRF."""
+    head = ["input", "before", "mctformer", "worse", "segmentation", "worse"]
+    rows = []
+    for row in result["rows"]:
+        cells = [percent(row["miou"]["before"])]
+        for preset in ("mctformer", "segmentation"):
+            worse = f"{row['images_made_worse'][preset]} of {row['images']}"
+            cells += [percent(row["miou"][preset]), worse]
+        rows.append([f"{row['source']}, tokens of {row['token']} px, noise {row['noise']:g}", *cells])
+    note = (
+        '\nmIoU; "worse": images whose own mIoU fell. Probabilities are made from the true masks: shares of '
+        f"the classes on tokens, with noise, drawn up. {machine_line(result, 'numba')}"
+    )
+    return markdown(head, rows) + note
+
+
+def percent_exact(value: float) -> str:
+    """A share as percent, cut so that less than all never reads as 100."""
+    return f"{int(1e5 * value) / 1e3:.3f}".rstrip("0").rstrip(".")
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "scenes": scenes,
+    "voc_animals": voc_animals,
+    "refine": refine,
+    "refine_quality": refine_quality,
+}
 
 
 def render(text: str) -> str:

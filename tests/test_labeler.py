@@ -186,8 +186,8 @@ def test_maps_are_kept_on_request_in_the_stored_raster(tmp_path: Path) -> None:
 def test_unknown_settings_name_the_nearest() -> None:
     with pytest.raises(UsageError, match="'background'"):
         Labeler(engine=ColorEngine(), backgroud=0.3)
-    with pytest.raises(UsageError, match="not built yet"):
-        Labeler(engine=ColorEngine(), refine="crf")
+    with pytest.raises(UsageError, match="'crf'"):
+        Labeler(engine=ColorEngine(), refine="crff")
     with pytest.raises(UsageError, match="0 <= LO < HI"):
         Labeler(engine=ColorEngine(), ignore_band=(0.6, 0.3))
 

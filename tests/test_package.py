@@ -40,7 +40,7 @@ def test_runtime_and_help_import_no_torch() -> None:
         "import wsss_rt.labeler, wsss_rt.evaluate, wsss_rt.doctor, wsss_rt.scenes\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "bad={'torch','timm','onnx','matplotlib','lightning'} & set(sys.modules)\n"
+        "bad={'torch','timm','onnx','matplotlib','lightning','numba'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -55,7 +55,7 @@ def test_overview_imports_nothing_heavy() -> None:
         "from wsss_rt.cli.app import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "bad={'numpy','cv2','PIL','onnxruntime','openvino'} & set(sys.modules)\n"
+        "bad={'numpy','cv2','PIL','onnxruntime','openvino','numba'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

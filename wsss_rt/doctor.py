@@ -51,6 +51,7 @@ BASE = (
     ),
     Package("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), probe=True),
     Package("openvino", ("openvino",), probe=True),
+    Package("numba", ("numba",)),
     Package("pycocotools.mask", ("pycocotools",), probe=True),
     Package("typer", ("typer",), probe=True),
     Package("rich", ("rich",), probe=True),

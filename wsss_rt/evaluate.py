@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsss_rt.calibration import Calibration, Calibrator
 from wsss_rt.classes import IGNORE, ClassSet
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.formats.png import read_mask
 from wsss_rt.io.decode import printable
 from wsss_rt.metrics import ConfusionMatrix, joint_histogram, nanmean
 from wsss_rt.pairing import MaskFolder, Pair, Pairs, refuse_missing, some
-from wsss_rt.sweep import SweepSummary, number, sweep_maps
+from wsss_rt.sweep import SweepSummary, number, stored_maps, sweep_maps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class Evaluation:
         missing, extra: names without the other side.
         ignore_predicted: whether pixels predicted as 255 were left out instead of counted as wrong.
         notes: what a reader of the numbers should know.
-        sweep: over stored maps, where asked for.
+        sweep, calibration: over stored maps, where asked for.
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Evaluation:
     ignore_predicted: bool = False
     notes: tuple[str, ...] = ()
     sweep: SweepSummary | None = None
+    calibration: Calibration | None = None
 
     def iou(self) -> NDArray[np.float64]:
         """(num_classes,) IoU, nan for a class in neither truth nor prediction."""
@@ -115,6 +117,8 @@ class Evaluation:
         }
         if self.sweep is not None:
             result["sweep"] = self.sweep.as_dict()
+        if self.calibration is not None:
+            result["calibration"] = self.calibration.as_dict()
         return result
 
 
@@ -128,6 +132,7 @@ class Options:
         allow_missing: leave images without a prediction out.
         ignore_predicted: leave pixels predicted as 255 out; by default they count as wrong.
         sweep: folder of maps that ``label --format npz`` wrote.
+        calibrate: (folder of such maps, precision to reach, whether they are refined).
         official_sweep: also search the threshold as MCTformer's script does.
     """
 
@@ -137,6 +142,7 @@ class Options:
     ignore_predicted: bool = False
     sweep: Path | None = None
     official_sweep: bool = False
+    calibrate: tuple[Path, float, bool] | None = None
 
 
 def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: Options) -> Evaluation:
@@ -175,6 +181,12 @@ def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: O
     result = Evaluation(
         labels, chosen, matrix, images, pairs.missing, pairs.extra, options.ignore_predicted, tuple(notes)
     )
+    if options.calibrate is not None:
+        folder, target, refined = options.calibrate
+        calibrator = Calibrator()
+        for maps, values, mask in stored_maps(folder, pairs.matched, size, table=table):
+            calibrator.add(maps, values, mask)
+        result = replace(result, calibration=calibrator.result(target=target, refined=refined))
     if options.sweep is None:
         return result
     summary = sweep_maps(

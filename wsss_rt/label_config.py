@@ -9,6 +9,7 @@ from typing import Any
 
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.options import LabelOptions
+from wsss_rt.refine.params import DEFAULT_PRESET, crf_params
 
 TABLE = "label"
 
@@ -77,6 +78,30 @@ def band(value: Any) -> tuple[float, float]:
     return limits[0], limits[1]
 
 
+def pair(value: Any) -> tuple[float, ...]:
+    """Two numbers, SXY,COMPAT."""
+    found = numbers(value)
+    if len(found) != 2:
+        raise ValueError("expected two numbers, SXY,COMPAT")
+    return found
+
+
+def triple(value: Any) -> tuple[float, ...]:
+    """Three numbers, SXY,SRGB,COMPAT."""
+    found = numbers(value)
+    if len(found) != 3:
+        raise ValueError("expected three numbers, SXY,SRGB,COMPAT")
+    return found
+
+
+def alphas(value: Any) -> tuple[float | None, ...]:
+    """One number, A, or two, LOW,HIGH."""
+    found = (number(value),) if isinstance(value, int | float) else numbers(value)
+    if len(found) not in (1, 2):
+        raise ValueError("expected one number, A, or two, LOW,HIGH")
+    return found if len(found) == 2 else (*found, None)
+
+
 def batch_size(value: Any) -> int:
     """A whole number of at least 1, or ``auto``, which is 0 here."""
     if value == "auto":
@@ -95,6 +120,14 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "tags": text,
     "format": texts,
     "refine": text,
+    "crf-preset": text,
+    "crf-spatial": pair,
+    "crf-bilateral": triple,
+    "crf-iterations": whole,
+    "crf-alpha": alphas,
+    "crf-stop": number,
+    "crf-memory": number,
+    "crf-backend": text,
     "scales": numbers,
     "flip": truth,
     "background": number,
@@ -125,6 +158,16 @@ OPTION_FIELDS = {
     "batch": "batch",
     "threads": "threads",
     "max-pixels": "max_pixels",
+    "crf-memory": "crf_memory",
+    "crf-backend": "crf_backend",
+}
+# the fields of CrfParams that each setting gives
+CRF_FIELDS = {
+    "crf-spatial": ("spatial_sxy", "spatial_compat"),
+    "crf-bilateral": ("bilateral_sxy", "bilateral_srgb", "bilateral_compat"),
+    "crf-iterations": ("iterations",),
+    "crf-alpha": ("alpha", "high_alpha"),
+    "crf-stop": ("stop",),
 }
 
 
@@ -169,9 +212,21 @@ def merge_settings(flags: Mapping[str, Any], config: Path | None) -> dict[str, A
 
 
 def label_options(settings: Mapping[str, Any]) -> LabelOptions:
-    """The settings that say how to label."""
+    """The settings that say how to label.
+
+    Raises:
+        UsageError: a value out of range, or a setting of the CRF without ``refine = crf``.
+    """
     chosen = {field: settings[name] for name, field in OPTION_FIELDS.items() if name in settings}
-    return LabelOptions(**chosen)
+    of_crf = [name for name in settings if name.startswith("crf-")]
+    if of_crf and settings.get("refine") != "crf":
+        raise UsageError(f"{of_crf[0]} is set, and no CRF runs", fix="add --refine crf")
+    changes: dict[str, float | None] = {}
+    for name, fields in CRF_FIELDS.items():
+        if name in settings:
+            values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
+            changes |= dict(zip(fields, values, strict=True))
+    return LabelOptions(**chosen, crf=crf_params(settings.get("crf-preset", DEFAULT_PRESET), changes))
 
 
 def _parse(name: str, value: Any, *, where: str) -> Any:

@@ -77,6 +77,7 @@ def label_folder(
         options = replace(job.options, keep_image="image" in wanted, keep_maps="maps" in wanted)
         with closing(_open_engine(job, plan, previous)) as engine, Interrupts() as interrupts:
             labeler = Labeler(engine=engine, tags=plan.tags, options=options)
+            labeler.warm_up(told.message)
             return _Run(job, plan, labeler, told, interrupts).execute(previous)
 
 

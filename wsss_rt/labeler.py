@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,9 @@ class Labeler:
             if name not in known:
                 raise UsageError(f"no option {name!r}", fix=nearest(name, known))
         chosen = replace(options or LabelOptions(), **settings)
-        refiner = open_refiner(chosen.refine)
+        self._refiner = open_refiner(
+            chosen.refine, crf=chosen.crf, backend=chosen.crf_backend, memory=chosen.crf_memory
+        )
         self._owns_engine = engine is None
         self.engine = _open(model, chosen) if engine is None else engine
         self.card = self.engine.card
@@ -80,7 +82,7 @@ class Labeler:
 
             tags = load_tags(tags, classes=self.classes.names)
         self._tags = tags
-        self._stages = ImageStages(self.engine, self.options, refiner)
+        self._stages = ImageStages(self.engine, self.options, self._refiner)
 
     def __enter__(self) -> Labeler:
         return self
@@ -92,6 +94,15 @@ class Labeler:
         """Free the engine."""
         if self._owns_engine:
             self.engine.close()
+
+    def warm_up(self, announce: Callable[[str], None]) -> None:
+        """Compile what a refiner needs, where that was never done; otherwise the first image waits for it.
+
+        Args:
+            announce: gets a line before anything that takes long.
+        """
+        if self._refiner is not None:
+            self._refiner.warm_up(announce)
 
     def label(self, image: NDArray[np.uint8] | str | Path, *, tags: Sequence[str] | None = None) -> Result:
         """Label one image; not to be called while a stream is being read.

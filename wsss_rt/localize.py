@@ -217,6 +217,7 @@ def decide(
     *,
     background: float | NDArray[np.float32],
     ignore_band: tuple[float, float] | None = None,
+    sure_background: NDArray[np.bool_] | None = None,
 ) -> Decision:
     """The mask: per pixel the best among background and classes; ties go to background, then the first class.
 
@@ -225,6 +226,8 @@ def decide(
         classes: 0-based class index of each map.
         background: a constant score, or a plane (H, W) where a refiner gave one.
         ignore_band: pixels whose best class score lies in [low, high) become 255.
+        sure_background: (H, W); background elsewhere becomes 255, and everything here is background (the
+            rule of PSA's training labels).
     """
     height, width = maps.shape[1:]
     mask = np.full((height, width), BACKGROUND, np.uint8)
@@ -243,6 +246,9 @@ def decide(
     for plane, index in zip(maps, classes, strict=True):
         won = mask == index + 1
         class_scores.append(float(plane[won].mean(dtype=np.float64)) if won.any() else 0.0)
+    if sure_background is not None:
+        mask[mask == BACKGROUND] = IGNORE
+        mask[sure_background] = BACKGROUND
     if ignore_band is not None:
         low, high = (np.float32(limit) for limit in ignore_band)
         mask[(foreground >= low) & (foreground < high)] = IGNORE

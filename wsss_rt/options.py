@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from wsss_rt.errors import UsageError
+from wsss_rt.refine.memory import DEFAULT_MEMORY
+from wsss_rt.refine.params import CrfParams
 
 if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
@@ -24,6 +26,8 @@ class LabelOptions:
         background: constant score of the background, 0..1.
         ignore_band: (low, high); pixels whose best class score lies in [low, high) become 255.
         refine: name of a refiner.
+        crf, crf_backend: parameters of the refiner ``crf``, and who computes it.
+        crf_memory: gigabytes that the CRF of one image may take; an image that needs more fails.
         backend, device, precision: as ``open_engine`` takes them.
         batch: images per call of the engine; 0 chooses.
         threads: processors to use; None takes all that the process may use.
@@ -39,6 +43,9 @@ class LabelOptions:
     background: float | None = None
     ignore_band: tuple[float, float] | None = None
     refine: str = "none"
+    crf: CrfParams = field(default_factory=CrfParams)
+    crf_backend: str = "numba"
+    crf_memory: float = DEFAULT_MEMORY
     backend: str = "auto"
     device: str = "auto"
     precision: str = "auto"
@@ -59,6 +66,10 @@ class LabelOptions:
             raise UsageError(
                 f"ignore band {self.ignore_band[0]},{self.ignore_band[1]} is not 0 <= LO < HI <= 1",
                 why="pixels whose best class score lies in [LO, HI) become 255",
+            )
+        if not self.crf_memory > 0:
+            raise UsageError(
+                f"crf-memory must be more than 0, not {self.crf_memory}", why="it is in gigabytes"
             )
         for name, value, least in (
             ("batch", self.batch, 0),

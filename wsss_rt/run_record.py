@@ -8,6 +8,7 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 RUN_NAME = "run.json"
 SCHEMA_VERSION = 1
-PACKAGES = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "openvino", "pycocotools")
+PACKAGES = ("numpy", "pillow", "opencv-python-headless", "onnxruntime", "openvino", "pycocotools", "numba")
 
 # what decides a mask's bytes; limits, thread counts and output formats don't
 ENGINE_KEYS = ("backend", "device", "precision")
@@ -52,6 +53,12 @@ def identity(
         "ignore_band": None if options.ignore_band is None else list(options.ignore_band),
         "refine": options.refine,
         "tags": tags,
+        # only where it matters, so that folders of older versions keep their hash
+        **(
+            {"crf": {"backend": options.crf_backend, **asdict(options.crf)}}
+            if options.refine == "crf"
+            else {}
+        ),
         **{key: engine[key] for key in ENGINE_KEYS},
     }
 

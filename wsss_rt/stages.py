@@ -18,6 +18,7 @@ from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import ImageError, ImageErrorCode
 from wsss_rt.formats.png import encode_mask
 from wsss_rt.io.decode import DecodedImage, decode_image, read_bytes, to_stored_raster
+from wsss_rt.refine.crf import CrfRefiner
 from wsss_rt.results import Failure, Result
 from wsss_rt.timing import Stopwatch
 
@@ -175,13 +176,23 @@ class ImageStages:
             token_maps = [output.maps for output in work.outputs]
             maps = localize.merge_passes(token_maps, present, size=(height, width))
         background: float | NDArray[np.float32] = float(options.background or 0.0)
+        sure_background: NDArray[np.bool_] | None = None
         if self._refiner is not None:
             with work.clock.stage("refine"):
                 planes = np.concatenate([np.full((1, height, width), background, np.float32), maps])
-                refined = self._refiner(decoded.upright, planes)
+                if isinstance(self._refiner, CrfRefiner) and self._refiner.params.high_alpha is not None:
+                    refined, sure_background = self._refiner.seeds(decoded.upright, planes)
+                else:
+                    refined = self._refiner(decoded.upright, planes)
                 background, maps = refined[0], refined[1:]
         with work.clock.stage("decide"):
-            decision = localize.decide(maps, present, background=background, ignore_band=options.ignore_band)
+            decision = localize.decide(
+                maps,
+                present,
+                background=background,
+                ignore_band=options.ignore_band,
+                sure_background=sure_background,
+            )
             mask = to_stored_raster(decision.mask, decoded.orientation)
         with work.clock.stage("encode"):
             result.png = encode_mask(mask)

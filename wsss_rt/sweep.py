@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,24 @@ def sweep_maps(
     Raises:
         WsssError: maps are missing or of another model; it names them.
     """
+    sweep = ThresholdSweep(size, thresholds=SWEEP_THRESHOLDS)
+    for maps, values, mask in stored_maps(folder, pairs, size, table=table):
+        sweep.update(maps, [value - 1 for value in values], mask)
+    curve = _over(sweep.result(), chosen)
+    if not official:
+        return SweepSummary(curve)
+    zeroed, count = _over(sweep.result(absent="zero"), chosen), len(OFFICIAL_THRESHOLDS)
+    greedy = replace(zeroed, thresholds=zeroed.thresholds[:count], miou=zeroed.miou[:count])
+    return SweepSummary(curve, greedy.best_greedy())
+
+
+def stored_maps(
+    folder: Path, pairs: Sequence[Pair], size: int, *, table: NDArray[np.uint8]
+) -> Iterator[tuple[NDArray[np.float32], list[int], NDArray[np.uint8]]]:
+    """Per image its maps (K, H, W) at the size of the truth, the truth's value of each map, and the truth.
+
+    Args and errors as :func:`sweep_maps`.
+    """
     root = folder / MAPS if (folder / MAPS).is_dir() else folder
     found = {
         path.relative_to(root).as_posix().removesuffix(".npz"): path for path in sorted(root.rglob("*.npz"))
@@ -91,7 +109,6 @@ def sweep_maps(
             fix="write them with `wsss-rt label --format npz`",
             code="missing_maps",
         )
-    sweep = ThresholdSweep(size, thresholds=SWEEP_THRESHOLDS)
     for pair in pairs:
         stored, mask = read_maps(paths[pair.key]), read_mask(pair.truth)
         values = [int(table[index + 1]) for index in stored.classes]
@@ -99,13 +116,7 @@ def sweep_maps(
             raise WsssError(
                 f"the maps {printable(paths[pair.key])} hold classes that the truth does not know"
             )
-        sweep.update(stored.at_size(*mask.shape), [value - 1 for value in values], mask)
-    curve = _over(sweep.result(), chosen)
-    if not official:
-        return SweepSummary(curve)
-    zeroed, count = _over(sweep.result(absent="zero"), chosen), len(OFFICIAL_THRESHOLDS)
-    greedy = replace(zeroed, thresholds=zeroed.thresholds[:count], miou=zeroed.miou[:count])
-    return SweepSummary(curve, greedy.best_greedy())
+        yield stored.at_size(*mask.shape), values, mask
 
 
 def number(value: Any) -> float | int | None:

@@ -74,6 +74,18 @@ def eval(
             "that does not improve.",
         ),
     ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Judge stored maps (those of --sweep, else PRED's) as confidence, and write the background "
+            "and ignore band that reach --target, for `label --config`.",
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="With --calibrate: precision of the pixels kept. [default: 0.9]"),
+    ] = None,
     boxes: Annotated[
         Path | None,
         typer.Option(
@@ -129,6 +141,7 @@ def eval(
     wsss-rt eval labels data --list data/ImageSets/Segmentation/val.txt --json result.json
     wsss-rt eval masks gt --classes voc --only cat,dog,horse
     wsss-rt eval labels data --sweep labels/maps
+    wsss-rt eval labels data --calibrate thresholds.toml --target 0.9
     wsss-rt eval labels boxes.csv --task localization
     wsss-rt eval labels boxes.csv --task localization --variant token-refinement --box-threshold 0.12
     """
@@ -139,6 +152,8 @@ def eval(
         "--only": only,
         "--sweep": sweep,
         "--official-sweep": official_sweep or None,
+        "--calibrate": calibrate,
+        "--target": target,
         "--ignore-predicted": ignore_predicted or None,
         "--worst": worst,
     }
@@ -159,6 +174,7 @@ def eval(
             prediction, truth, box_options, boxes=boxes, list_file=list_file, json_out=json_out
         )
         return
+    from wsss_rt.cli import eval_calibrate
     from wsss_rt.evaluate import Options, evaluate
     from wsss_rt.pairing import open_prediction, open_truth, pair_masks, read_list
 
@@ -167,6 +183,9 @@ def eval(
         raise UsageError(f"no folder {sweep}", fix="write maps with `wsss-rt label --format npz`")
     if official_sweep and sweep is None:
         raise UsageError("--official-sweep needs maps", fix="name their folder with --sweep")
+    if target is not None and calibrate is None:
+        raise UsageError("--target needs --calibrate", fix="name the file to write with --calibrate")
+    wish = None if calibrate is None else eval_calibrate.request(predicted, sweep, target)
     options = Options(
         classes=None if classes is None else _parse_classes(classes),
         only=tuple(name.strip() for name in (only or "").split(",") if name.strip()),
@@ -174,6 +193,7 @@ def eval(
         ignore_predicted=ignore_predicted,
         sweep=sweep,
         official_sweep=official_sweep,
+        calibrate=wish,
     )
     wanted = None if list_file is None else read_list(list_file)
     pairs = pair_masks(predicted.folder, true.folder, wanted=wanted)
@@ -181,6 +201,8 @@ def eval(
         # predictions beyond the list were not asked for
         pairs = type(pairs)(pairs.matched, pairs.missing, ())
     result = evaluate(predicted, true, pairs, options)
+    if calibrate is not None and wish is not None and result.calibration is not None:
+        eval_calibrate.write(result.calibration, calibrate, predicted, true, wish[0])
     if json_out is not None:
         sides = {"prediction": str(predicted.folder), "truth": str(true.folder)}
         text = json.dumps(sides | result.as_dict(), indent=2, allow_nan=False)
@@ -191,6 +213,8 @@ def eval(
 
         write_atomic(json_out, text.encode("utf-8", "backslashreplace") + b"\n")
     _show(result, worst=DEFAULT_WORST if worst is None else worst)
+    if calibrate is not None and result.calibration is not None:
+        eval_calibrate.show(result.calibration, calibrate)
     if json_out is not None:
         print(f"wrote {json_out}")
 

@@ -48,7 +48,47 @@ def label(
         ),
     ] = None,
     refine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Refiner of the scores: none. [default: none]")
+        str | None, typer.Option(metavar="NAME", help="Refiner of the scores: none, crf. [default: none]")
+    ] = None,
+    crf_preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="mctformer, psa, segmentation. [default: mctformer]"),
+    ] = None,
+    crf_spatial: Annotated[
+        str | None,
+        typer.Option(metavar="SXY,COMPAT", help="Kernel in position: pixels, strength. [default: 3,3]"),
+    ] = None,
+    crf_bilateral: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SXY,SRGB,COMPAT",
+            help="Kernel in position and colour: pixels, levels, strength. [default: 80,13,10]",
+        ),
+    ] = None,
+    crf_iterations: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of mean field. [default: 10]")
+    ] = None,
+    crf_alpha: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A|LOW,HIGH",
+            help="Background becomes (1 - best class)^A; with two, pixels on which they disagree become 255, "
+            "as PSA trains on (preset psa: 4,32; MCTformer: 1,12). [default: --background]",
+        ),
+    ] = None,
+    crf_stop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="End early, one step after at most this share of the labels changed. [default: all steps]",
+        ),
+    ] = None,
+    crf_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Refuse an image whose CRF needs more. [default: 4]"),
+    ] = None,
+    crf_backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="numba, pydensecrf. [default: numba]")
     ] = None,
     scales: Annotated[
         str | None,
@@ -110,6 +150,7 @@ def label(
     Examples:
       wsss-rt label ./images --out ./labels
       wsss-rt label ./images --tags labels.csv --format png,coco,overlay --out ./labels
+      wsss-rt label ./images --refine crf --crf-bilateral 60,10,8 --out ./labels
       wsss-rt label 'photos/**/*.jpg' --model my.onnx --scales 1.0,0.75 --background 0.35 --out ./labels
       find . -name '*.png' | wsss-rt label - --dry-run
 
@@ -127,6 +168,14 @@ def label(
         "tags": tags,
         "format": None if format is None else ",".join(format),
         "refine": refine,
+        "crf-preset": crf_preset,
+        "crf-spatial": crf_spatial,
+        "crf-bilateral": crf_bilateral,
+        "crf-iterations": crf_iterations,
+        "crf-alpha": crf_alpha,
+        "crf-stop": crf_stop,
+        "crf-memory": crf_memory,
+        "crf-backend": crf_backend,
         "scales": scales,
         "flip": flip,
         "background": background,

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from wsss_rt.errors import UsageError, nearest
+from wsss_rt.refine.crf import CrfRefiner
+from wsss_rt.refine.memory import DEFAULT_MEMORY
+from wsss_rt.refine.params import CrfParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,19 +33,33 @@ class Refiner(Protocol):
         """
         ...
 
+    def warm_up(self, announce: Callable[[str], None]) -> None:
+        """Do now what would otherwise hold up the first image; ``announce`` is told what takes long."""
+        ...
+
 
 # name -> what opens the refiner; `none` opens nothing, so that its planes are never built
-REFINERS: dict[str, Callable[[], Refiner | None]] = {"none": lambda: None}
+REFINERS: dict[str, Callable[[CrfParams, str, float], Refiner | None]] = {
+    "none": lambda params, backend, memory: None,
+    "crf": lambda params, backend, memory: CrfRefiner(params, backend=backend, memory=memory),
+}
 
 
-def open_refiner(name: str) -> Refiner | None:
+def open_refiner(
+    name: str, *, crf: CrfParams | None = None, backend: str = "numba", memory: float = DEFAULT_MEMORY
+) -> Refiner | None:
     """The refiner of this name; None for ``none``.
 
+    Args:
+        name: a key of :data:`REFINERS`.
+        crf: parameters of ``crf``; None takes the defaults.
+        backend: of ``crf``.
+        memory: gigabytes that one image may take in ``crf``.
+
     Raises:
-        UsageError: there is no such refiner (yet).
+        UsageError: there is no such refiner or backend.
+        MissingExtraError: the backend's package is not installed.
     """
-    if name == "crf":
-        raise UsageError("--refine crf is not built yet", fix=f"choose one of: {', '.join(sorted(REFINERS))}")
     if name not in REFINERS:
         raise UsageError(f"no refiner named {name!r}", fix=nearest(name, REFINERS))
-    return REFINERS[name]()
+    return REFINERS[name](crf or CrfParams(), backend, memory)

@@ -1,0 +1,123 @@
+"""``--refine crf``: the dense CRF as a refiner; imports numba only when the first image comes."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from wsss_rt.errors import MissingExtraError, UsageError, nearest
+from wsss_rt.refine.memory import DEFAULT_MEMORY, GIGABYTE
+from wsss_rt.refine.params import CrfParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# numba: ours. pydensecrf: the package that the literature used, for comparison
+BACKENDS = ("numba", "pydensecrf")
+COMPILING = (
+    "compiling the CRF for this processor; this happens once and takes about half a minute, "
+    "later runs load it from the disk"
+)
+
+_log = logging.getLogger(__name__)
+
+
+class CrfRefiner:
+    """Replaces scores by the marginals of a dense CRF.
+
+    Args:
+        params: kernels, steps, and how the background's score is made.
+        backend: one of :data:`BACKENDS`.
+        memory: gigabytes beyond which an image is refused; numba's backend alone knows what it needs.
+
+    Raises:
+        UsageError: no such backend.
+        MissingExtraError: the backend's package is not installed.
+    """
+
+    def __init__(
+        self,
+        params: CrfParams | None = None,
+        *,
+        backend: str = "numba",
+        memory: float = DEFAULT_MEMORY,
+    ) -> None:
+        if backend not in BACKENDS:
+            raise UsageError(f"no CRF backend named {backend!r}", fix=nearest(backend, BACKENDS))
+        if backend == "pydensecrf" and importlib.util.find_spec("pydensecrf") is None:
+            raise MissingExtraError("--crf-backend pydensecrf", extra="crf-reference", package="pydensecrf2")
+        self.params, self.backend = params or CrfParams(), backend
+        self.memory_limit = memory * GIGABYTE
+        if backend == "pydensecrf" and self.params.stop:
+            raise UsageError("pydensecrf has no early stop", fix="leave out --crf-stop or --crf-backend")
+        self._warm = backend != "numba"
+        self._lock = threading.Lock()
+
+    def warm_up(self, announce: Callable[[str], None]) -> None:
+        """Compile or load what an image needs, so that no image waits for it.
+
+        Args:
+            announce: gets a line before anything is compiled; not called where the disk has all.
+        """
+        with self._lock:
+            if self._warm:
+                return
+            import numpy as np
+
+            from wsss_rt.refine.dense_crf import dense_crf
+            from wsss_rt.refine.jit import compiling_told
+
+            with compiling_told(lambda: announce(COMPILING)):
+                dense_crf(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 2), 0.5, np.float32), self.params)
+            self._warm = True
+
+    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Marginals of background and classes, (C' + 1, H, W) float32, which sum to 1.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, upright.
+            scores: (C' + 1, H, W) float32 in 0..1; plane 0 is background.
+
+        Raises:
+            ImageError: ``nonfinite_output``: the scores hold NaN or infinity; ``out_of_memory``: the image
+                needs more than the limit.
+
+        One thread per image: the pipeline already refines as many images at once as it may use threads.
+        """
+        return self._marginals(image, [_with_background(scores, self.params.alpha)])[0]
+
+    def seeds(
+        self, image: NDArray[np.uint8], scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Marginals at ``params.alpha``, and (H, W) bool: where background wins at ``params.high_alpha``.
+
+        Args and errors as above.
+        """
+        low, high = self._marginals(
+            image, [_with_background(scores, alpha) for alpha in (self.params.alpha, self.params.high_alpha)]
+        )
+        return low, high.argmax(axis=0) == 0
+
+    def _marginals(
+        self, image: NDArray[np.uint8], several: list[NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        if self.backend == "pydensecrf":
+            from wsss_rt.refine import pydensecrf_backend
+
+            return [pydensecrf_backend.dense_crf(image, scores, self.params) for scores in several]
+        self.warm_up(_log.warning)
+        from wsss_rt.refine.dense_crf import dense_crf_each
+
+        return dense_crf_each(image, several, self.params, memory_limit=self.memory_limit)
+
+
+def _with_background(scores: NDArray[np.float32], alpha: float | None) -> NDArray[np.float32]:
+    if alpha is None or len(scores) == 1:
+        return scores
+    scores = scores.copy()
+    scores[0] = (1 - scores[1:].max(axis=0)).clip(0, 1) ** alpha
+    return scores
