@@ -101,7 +101,7 @@ def refine(result: dict[str, Any]) -> str:
     for stop, equal in sorted(found["stop_labels_equal"].items(), reverse=True):
         name = f"stop_{stop}"
         text = f"one thread, `--crf-stop {stop}`"
-        rows.append([text, f"{ms[name]:.0f}", f"{faster[name]:.1f}", percent_exact(equal["least"])])
+        rows.append([text, f"{ms[name]:.0f}", "–", percent_exact(equal["least"])])
     sizes = sorted({"x".join(str(side) for side in reversed(row["size"])) for row in result["images"]})
     classes = sorted({row["classes"] for row in result["images"]})
     note = (
