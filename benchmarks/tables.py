@@ -131,8 +131,8 @@ def refine_quality(result: dict[str, Any]) -> str:
 
 
 def percent_exact(value: float) -> str:
-    """A share as percent, cut so that less than all never reads as 100."""
-    return f"{int(1e5 * value) / 1e3:.3f}".rstrip("0").rstrip(".")
+    """A share as percent with two decimals, cut so that less than all never reads as 100."""
+    return f"{int(1e4 * value) / 1e2:.2f}"
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
