@@ -101,7 +101,7 @@ def refine(result: dict[str, Any]) -> str:
     for stop, equal in sorted(found["stop_labels_equal"].items(), reverse=True):
         name = f"stop_{stop}"
         text = f"one thread, `--crf-stop {stop}`"
-        rows.append([text, f"{ms[name]:.0f}", f"{faster[name]:.1f}", percent_exact(equal["least"])])
+        rows.append([text, f"{ms[name]:.0f}", "–", percent_exact(equal["least"])])
     sizes = sorted({"x".join(str(side) for side in reversed(row["size"])) for row in result["images"]})
     classes = sorted({row["classes"] for row in result["images"]})
     note = (
@@ -131,8 +131,8 @@ def refine_quality(result: dict[str, Any]) -> str:
 
 
 def percent_exact(value: float) -> str:
-    """A share as percent, cut so that less than all never reads as 100."""
-    return f"{int(1e5 * value) / 1e3:.3f}".rstrip("0").rstrip(".")
+    """A share as percent with two decimals, cut so that less than all never reads as 100."""
+    return f"{int(1e4 * value) / 1e2:.2f}"
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from wsss_rt.errors import UsageError
 from wsss_rt.refine.memory import DEFAULT_MEMORY
-from wsss_rt.refine.params import CrfParams
+from wsss_rt.refine.params import CrfParams, crf_params
 
 if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
@@ -43,7 +43,7 @@ class LabelOptions:
     background: float | None = None
     ignore_band: tuple[float, float] | None = None
     refine: str = "none"
-    crf: CrfParams = field(default_factory=CrfParams)
+    crf: CrfParams = field(default_factory=crf_params)
     crf_backend: str = "numba"
     crf_memory: float = DEFAULT_MEMORY
     backend: str = "auto"

@@ -98,7 +98,7 @@ def test_the_record_tells_parameters_of_runs_that_had_them() -> None:
         return json.loads(json.dumps(identity(engine.card, options, tags="given", engine=keys)))
 
     assert "crf" not in recorded()
-    assert recorded(refine="crf")["crf"]["bilateral_sxy"] == 80
+    assert recorded(refine="crf")["crf"]["bilateral_sxy"] == 83
     assert recorded(refine="crf") != recorded(refine="crf", crf=CrfParams(iterations=3))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsss_rt.errors import UsageError, WsssError
 
@@ -81,7 +81,7 @@ def show(calibration: Calibration, out: Path) -> None:
     print(f"wrote {out}; use it with `wsss-rt label --config {out}`")
 
 
-def _run(predicted: MaskFolder) -> dict[str, object] | None:
+def _run(predicted: MaskFolder) -> dict[str, Any] | None:
     from wsss_rt.run_record import read_run
 
     root = predicted.root if (predicted.root / "run.json").exists() else predicted.root.absolute().parent

@@ -52,17 +52,19 @@ def label(
     ] = None,
     crf_preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="mctformer, psa, segmentation. [default: mctformer]"),
+        typer.Option(metavar="NAME", help="mctformer, psa, segmentation. [default: segmentation]"),
     ] = None,
     crf_spatial: Annotated[
         str | None,
-        typer.Option(metavar="SXY,COMPAT", help="Kernel in position: pixels, strength. [default: 3,3]"),
+        typer.Option(
+            metavar="SXY,COMPAT", help="Kernel in position: pixels, strength. [default: the preset's]"
+        ),
     ] = None,
     crf_bilateral: Annotated[
         str | None,
         typer.Option(
             metavar="SXY,SRGB,COMPAT",
-            help="Kernel in position and colour: pixels, levels, strength. [default: 80,13,10]",
+            help="Kernel in position and colour: pixels, levels, strength. [default: the preset's]",
         ),
     ] = None,
     crf_iterations: Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.refine.crf import CrfRefiner
 from wsss_rt.refine.memory import DEFAULT_MEMORY
-from wsss_rt.refine.params import CrfParams
+from wsss_rt.refine.params import CrfParams, crf_params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ def open_refiner(
 
     Args:
         name: a key of :data:`REFINERS`.
-        crf: parameters of ``crf``; None takes the defaults.
+        crf: parameters of ``crf``; None takes the default preset.
         backend: of ``crf``.
         memory: gigabytes that one image may take in ``crf``.
 
@@ -62,4 +62,4 @@ def open_refiner(
     """
     if name not in REFINERS:
         raise UsageError(f"no refiner named {name!r}", fix=nearest(name, REFINERS))
-    return REFINERS[name](crf or CrfParams(), backend, memory)
+    return REFINERS[name](crf or crf_params(), backend, memory)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from wsss_rt.errors import MissingExtraError, UsageError, nearest
 from wsss_rt.refine.memory import DEFAULT_MEMORY, GIGABYTE
-from wsss_rt.refine.params import CrfParams
+from wsss_rt.refine.params import CrfParams, crf_params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ class CrfRefiner:
     """Replaces scores by the marginals of a dense CRF.
 
     Args:
-        params: kernels, steps, and how the background's score is made.
+        params: kernels, steps, and how the background's score is made; None takes the default preset.
         backend: one of :data:`BACKENDS`.
         memory: gigabytes beyond which an image is refused; numba's backend alone knows what it needs.
 
@@ -50,7 +50,7 @@ class CrfRefiner:
             raise UsageError(f"no CRF backend named {backend!r}", fix=nearest(backend, BACKENDS))
         if backend == "pydensecrf" and importlib.util.find_spec("pydensecrf") is None:
             raise MissingExtraError("--crf-backend pydensecrf", extra="crf-reference", package="pydensecrf2")
-        self.params, self.backend = params or CrfParams(), backend
+        self.params, self.backend = params or crf_params(), backend
         self.memory_limit = memory * GIGABYTE
         if backend == "pydensecrf" and self.params.stop:
             raise UsageError("pydensecrf has no early stop", fix="leave out --crf-stop or --crf-backend")

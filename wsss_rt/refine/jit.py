@@ -46,7 +46,7 @@ def float_of_bits(typing_context: Any, bits: Any) -> Any:
 def compiling_told(announce: Callable[[], None]) -> Iterator[None]:
     """Call ``announce`` once, before the first kernel that is compiled; not at all if the disk has all."""
 
-    class Listener(event.Listener):  # type: ignore[misc]
+    class Listener(event.Listener):
         def __init__(self) -> None:
             self.told = False
             self.lock = threading.Lock()

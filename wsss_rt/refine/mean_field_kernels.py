@@ -100,16 +100,16 @@ def update_pixels(  # type: ignore[no-untyped-def]
                     best += np.int32(1)
                 changed += labels[pixel] != best
                 labels[pixel] = best
-            for at in range(i * lanes, i * lanes + lanes, _LANES):
-                store(q, at, add_scaled(load(q, at), np.float32(1), spread(-top)))
+            for lane in range(i * lanes, i * lanes + lanes, _LANES):
+                store(q, lane, add_scaled(load(q, lane), np.float32(1), spread(-top)))
         # one plain loop over all pixels and lanes, which the compiler turns into wide vectors
-        for at in range(size * lanes):
-            q[at] = _exp(q[at])
+        for n in range(size * lanes):
+            q[n] = _exp(q[n])
         for i in range(size):
             pixel = start + i
             total = np.float32(0)
-            for at in range(i * lanes, i * lanes + lanes, _LANES):
-                total += (q[at] + q[at + _1]) + (q[at + _2] + q[at + _3])
+            for lane in range(i * lanes, i * lanes + lanes, _LANES):
+                total += (q[lane] + q[lane + _1]) + (q[lane + _2] + q[lane + _3])
             share = np.float32(1) / total
             if stage == LAST:
                 for c in range(out.shape[0]):

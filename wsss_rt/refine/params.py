@@ -81,7 +81,8 @@ PRESETS: Mapping[str, CrfParams] = MappingProxyType(
         ),
     }
 )
-DEFAULT_PRESET = "mctformer"
+# the one that helped most, and harmed least, in benchmarks/results/refine_quality.json
+DEFAULT_PRESET = "segmentation"
 
 
 def crf_params(preset: str = DEFAULT_PRESET, changes: Mapping[str, float | None] | None = None) -> CrfParams:
