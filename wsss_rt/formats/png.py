@@ -85,7 +85,7 @@ def read_mask(path: Path, *, wide: bool = False) -> Mask:
             fix="" if wide else "if it has more classes, name them: --classes FILE",
             code="mask_range",
         )
-    return values.astype(np.uint16 if wide else np.uint8)
+    return values.astype(np.uint16) if wide else values.astype(np.uint8)
 
 
 def _read_values(path: Path) -> NDArray[Any]:

@@ -75,7 +75,8 @@ def blend(image: Uint8, mask: Mask) -> Uint8:
     border = max(1, round(max(mask.shape) / 400))
     kernel = np.ones((2 * border + 1, 2 * border + 1), np.uint8)
     # the inner rim of every region, so that neighbours keep their own colour; ignored pixels are no region
-    regions = np.where(ignored, BACKGROUND, mask).astype(mask.dtype)
+    regions = mask.copy()
+    regions[ignored] = BACKGROUND
     inner = cv2.erode(regions, kernel) != cv2.dilate(regions, kernel)
     rim = inner & (regions != BACKGROUND)
     drawn[rim] = (colors[rim] * 0.6 + 102).astype(np.uint8)
@@ -99,7 +100,8 @@ def overlay(image: Uint8, mask: Mask, classes: ClassSet, *, max_side: int = OVER
     """
     small_image, small_mask = _shrink(image, mask, max_side / max(mask.shape))
     drawn = blend(small_image, small_mask)
-    return np.vstack([drawn, _legend(np.unique(mask), classes, drawn.shape[1])])
+    values = [int(value) for value in np.unique(mask)]
+    return np.vstack([drawn, _legend(values, classes, drawn.shape[1])])
 
 
 def thumbnail(image: Uint8, mask: Mask) -> Uint8:
@@ -150,16 +152,15 @@ def _shrink(image: Uint8, mask: Mask, scale: float) -> tuple[Uint8, Mask]:
     height, width = mask.shape
     size = max(1, round(width * scale)), max(1, round(height * scale))
     smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    small_mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    return smaller.astype(np.uint8), small_mask.astype(mask.dtype)
+    nearest = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    wide = mask.dtype == np.uint16
+    return smaller.astype(np.uint8), nearest.astype(np.uint16) if wide else nearest.astype(np.uint8)
 
 
-def _legend(values: Mask, classes: ClassSet, width: int) -> Uint8:
+def _legend(values: list[int], classes: ClassSet, width: int) -> Uint8:
     """A strip that names the classes; wraps to as many rows as it needs."""
     names = classes.mask_names()
-    entries = [
-        (int(value), names.get(int(value), str(int(value)))) for value in values if value != BACKGROUND
-    ]
+    entries = [(value, names.get(value, str(value))) for value in values if value != BACKGROUND]
     text_size = int(min(26, max(12, width / 42)))
     font = ImageFont.load_default(text_size)
     row, pad, swatch = round(text_size * 1.7), round(text_size * 0.6), text_size
