@@ -56,7 +56,7 @@ def test_one_changed_byte_anywhere_is_refused(artifact: Path) -> None:
     intact = artifact.read_bytes()
     rng = random.Random(5)
     seal_at = intact.rindex(b"wsss_rt_sha256")
-    card_at = intact.index(b'{"classes"')
+    card_at = intact.index(b'"classes"')
     offsets = [rng.randrange(len(intact)) for _ in range(60)]
     offsets += [0, card_at - 1, card_at + 3, seal_at - 3, seal_at, seal_at + 20, len(intact) - 1]
     for offset in offsets:
