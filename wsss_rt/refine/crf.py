@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # numba: ours. pydensecrf: the package that the literature used, for comparison
 BACKENDS = ("numba", "pydensecrf")
 COMPILING = (
-    "compiling the CRF for this processor; this happens once and takes about half a minute, "
+    "compiling the CRF for this processor; this happens once and takes a minute or two, "
     "later runs load it from the disk"
 )
 
