@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_python
 from wsss_rt.errors import UsageError
 from wsss_rt.training.config import (
     Augment,
@@ -175,6 +176,6 @@ def test_without_torch_it_says_what_to_install(tmp_path: Path) -> None:
     code = (
         f"{hide}sys.argv = ['wsss-rt', 'train', 'mctformer-v2']\nfrom wsss_rt.cli.app import main\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = run_python(code)
     assert done.returncode == 1
     assert "wsss-rt train needs torch" in done.stderr and "pip install 'wsss-rt[train]'" in done.stderr
