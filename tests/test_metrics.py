@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.processes import run_python
 from wsss_rt.metrics import (
     ConfusionMatrix,
     Joint,
@@ -232,5 +231,5 @@ def test_numpy_is_all_they_need() -> None:
         "bad = {'cv2', 'PIL', 'torch', 'scipy'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr

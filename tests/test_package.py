@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run_python
 from wsss_rt.cli.app import COMMANDS
 
 
@@ -43,7 +44,7 @@ def test_runtime_and_help_import_no_torch() -> None:
         "bad={'torch','timm','onnx','matplotlib','lightning','numba'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr
     for command in COMMANDS:
         assert command in done.stdout
@@ -58,7 +59,7 @@ def test_overview_imports_nothing_heavy() -> None:
         "bad={'numpy','cv2','PIL','onnxruntime','openvino','numba'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr
 
 
@@ -89,7 +90,7 @@ def test_without_torch_the_command_says_what_to_install(command: str, tmp_path: 
         f"sys.argv=['wsss-rt', {command!r}, *{arguments[command]!r}]\n"
         "from wsss_rt.cli.app import main\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.returncode == 1, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and f"wsss-rt[{command}]" in lines[0]

@@ -29,6 +29,21 @@ EVEN = 0.5
 
 
 @dataclass(frozen=True)
+class CalibrationRequest:
+    """What is to be calibrated.
+
+    Attributes:
+        maps: folder of maps that ``label --format npz`` wrote.
+        target: precision to reach, in (0, 1).
+        refined: whether the maps are marginals of a refiner.
+    """
+
+    maps: Path
+    target: float
+    refined: bool
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Coverage and precision over thresholds, all shares of the pixels with truth.
 

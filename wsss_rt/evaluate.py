@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsss_rt.calibration import Calibration, Calibrator
+from wsss_rt.calibration import Calibration, CalibrationRequest, Calibrator
 from wsss_rt.classes import IGNORE, MAX_CLASSES, ClassSet
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.formats.png import read_mask
@@ -140,7 +140,7 @@ class Options:
         allow_missing: leave images without a prediction out.
         ignore_predicted: leave pixels predicted as ignore out; by default they count as wrong.
         sweep: folder of maps that ``label --format npz`` wrote.
-        calibrate: (folder of such maps, precision to reach, whether they are refined).
+        calibrate: which maps to calibrate, where asked for.
         official_sweep: also search the threshold as MCTformer's script does.
     """
 
@@ -150,7 +150,7 @@ class Options:
     ignore_predicted: bool = False
     sweep: Path | None = None
     official_sweep: bool = False
-    calibrate: tuple[Path, float, bool] | None = None
+    calibrate: CalibrationRequest | None = None
 
 
 def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: Options) -> Evaluation:
@@ -194,11 +194,10 @@ def evaluate(prediction: MaskFolder, truth: MaskFolder, pairs: Pairs, options: O
         labels, chosen, matrix, images, pairs.missing, pairs.extra, options.ignore_predicted, tuple(notes)
     )
     if options.calibrate is not None:
-        folder, target, refined = options.calibrate
-        calibrator = Calibrator()
-        for maps, values, mask in stored_maps(folder, pairs.matched, size, table=table, wide=_wide(names)):
+        wish, calibrator = options.calibrate, Calibrator()
+        for maps, values, mask in stored_maps(wish.maps, pairs.matched, size, table=table, wide=_wide(names)):
             calibrator.add(maps, values, mask)
-        result = replace(result, calibration=calibrator.result(target=target, refined=refined))
+        result = replace(result, calibration=calibrator.result(target=wish.target, refined=wish.refined))
     if options.sweep is None:
         return result
     summary = sweep_maps(

@@ -18,7 +18,6 @@ from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import ImageError, ImageErrorCode
 from wsss_rt.formats.png import encode_mask
 from wsss_rt.io.decode import DecodedImage, decode_image, read_bytes, to_stored_raster
-from wsss_rt.refine.crf import CrfRefiner
 from wsss_rt.results import Failure, Result
 from wsss_rt.timing import Stopwatch
 
@@ -190,10 +189,7 @@ class ImageStages:
             if self._refiner is not None:
                 with work.clock.stage("refine"):
                     scores = np.concatenate([np.full((1, height, width), background, np.float32), maps])
-                    if isinstance(self._refiner, CrfRefiner) and self._refiner.params.high_alpha is not None:
-                        refined, sure_background = self._refiner.seeds(decoded.upright, scores)
-                    else:
-                        refined = self._refiner(decoded.upright, scores)
+                    refined, sure_background = self._refiner(decoded.upright, scores)
                     background, maps = refined[0], refined[1:]
             planes = iter(maps)
         decider = localize.Decider(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.processes import run_python
 from tests.refine.reference import mean_field
 from wsss_rt.errors import ImageError, UsageError, WsssError
 from wsss_rt.refine.dense_crf import dense_crf, dense_crf_each
@@ -222,5 +221,5 @@ def test_numba_is_imported_only_where_a_crf_runs() -> None:
         "refine.open_refiner('crf')\n"
         "assert 'numba' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr

@@ -203,7 +203,7 @@ def eval(
         pairs = type(pairs)(pairs.matched, pairs.missing, ())
     result = evaluate(predicted, true, pairs, options)
     if calibrate is not None and wish is not None and result.calibration is not None:
-        eval_calibrate.write(result.calibration, calibrate, predicted, true, wish[0])
+        eval_calibrate.write(result.calibration, calibrate, predicted, true, wish.maps)
     if json_out is not None:
         sides = {"prediction": str(predicted.folder), "truth": str(true.folder)}
         text = json.dumps(sides | result.as_dict(), indent=2, allow_nan=False)

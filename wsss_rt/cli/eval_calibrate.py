@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from wsss_rt.errors import UsageError, WsssError
 
 if TYPE_CHECKING:
-    from wsss_rt.calibration import Calibration
+    from wsss_rt.calibration import Calibration, CalibrationRequest
     from wsss_rt.pairing import MaskFolder
 
 
-def request(predicted: MaskFolder, maps: Path | None, target: float | None) -> tuple[Path, float, bool]:
-    """Folder of maps, precision to reach, and whether a refiner made the maps.
+def request(predicted: MaskFolder, maps: Path | None, target: float | None) -> CalibrationRequest:
+    """What the options ask for.
 
     Args:
         predicted: what is judged; the run.json of an output folder tells the refiner.
@@ -23,7 +23,7 @@ def request(predicted: MaskFolder, maps: Path | None, target: float | None) -> t
     Raises:
         UsageError: no such folder, or a precision that is none.
     """
-    from wsss_rt.calibration import DEFAULT_TARGET
+    from wsss_rt.calibration import DEFAULT_TARGET, CalibrationRequest
 
     chosen = DEFAULT_TARGET if target is None else target
     if not 0 < chosen < 1:
@@ -32,7 +32,7 @@ def request(predicted: MaskFolder, maps: Path | None, target: float | None) -> t
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}", fix="write maps with `wsss-rt label --format npz`")
     identity = (_run(predicted) or {}).get("identity", {})
-    return folder, chosen, identity.get("refine", "none") != "none"
+    return CalibrationRequest(folder, chosen, identity.get("refine", "none") != "none")
 
 
 def write(calibration: Calibration, out: Path, predicted: MaskFolder, truth: MaskFolder, maps: Path) -> None:

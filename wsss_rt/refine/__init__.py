@@ -12,6 +12,7 @@ from wsss_rt.errors import UsageError, nearest
 from wsss_rt.refine.crf import CrfRefiner
 from wsss_rt.refine.memory import DEFAULT_MEMORY
 from wsss_rt.refine.params import CrfParams, crf_params
+from wsss_rt.refine.refined import Refined
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class Refiner(Protocol):
     """Sharpens the scores of one image, e.g. along its edges. Called from several threads at once."""
 
-    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> Refined:
         """Refine.
 
         Args:
@@ -29,7 +30,7 @@ class Refiner(Protocol):
             scores: (C' + 1, H, W) float32 in 0..1; plane 0 is background, the others the present classes.
 
         Returns:
-            Scores of the same shape, meaning and range.
+            Scores of the same shape, meaning and range, and what else they say.
         """
         ...
 

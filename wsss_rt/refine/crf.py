@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from wsss_rt.errors import MissingExtraError, UsageError, nearest
 from wsss_rt.refine.memory import DEFAULT_MEMORY, GIGABYTE
 from wsss_rt.refine.params import CrfParams, crf_params
+from wsss_rt.refine.refined import Refined
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # numba: ours. pydensecrf: the package that the literature used, for comparison
 BACKENDS = ("numba", "pydensecrf")
 COMPILING = (
-    "compiling the CRF for this processor; this happens once and takes about half a minute, "
+    "compiling the CRF for this processor; this happens once and may take minutes, "
     "later runs load it from the disk"
 )
 
@@ -75,12 +76,15 @@ class CrfRefiner:
                 dense_crf(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 2), 0.5, np.float32), self.params)
             self._warm = True
 
-    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Marginals of background and classes, (C' + 1, H, W) float32, which sum to 1.
+    def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> Refined:
+        """Marginals of background and classes, which sum to 1.
 
         Args:
             image: (H, W, 3) uint8 RGB, upright.
             scores: (C' + 1, H, W) float32 in 0..1; plane 0 is background.
+
+        Returns:
+            Marginals at ``params.alpha``; with ``params.high_alpha``, background is sure where it wins there.
 
         Raises:
             ImageError: ``nonfinite_output``: the scores hold NaN or infinity; ``out_of_memory``: the image
@@ -88,19 +92,11 @@ class CrfRefiner:
 
         One thread per image: the pipeline already refines as many images at once as it may use threads.
         """
-        return self._marginals(image, [_with_background(scores, self.params.alpha)])[0]
-
-    def seeds(
-        self, image: NDArray[np.uint8], scores: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Marginals at ``params.alpha``, and (H, W) bool: where background wins at ``params.high_alpha``.
-
-        Args and errors as above.
-        """
-        low, high = self._marginals(
-            image, [_with_background(scores, alpha) for alpha in (self.params.alpha, self.params.high_alpha)]
-        )
-        return low, high.argmax(axis=0) == 0
+        alphas = [self.params.alpha]
+        if self.params.high_alpha is not None:
+            alphas.append(self.params.high_alpha)
+        found = self._marginals(image, [_with_background(scores, alpha) for alpha in alphas])
+        return Refined(found[0], found[1].argmax(axis=0) == 0 if len(found) > 1 else None)
 
     def _marginals(
         self, image: NDArray[np.uint8], several: list[NDArray[np.float32]]

@@ -37,6 +37,8 @@ def _slot(name, bits):  # type: ignore[no-untyped-def]
     return np.int64(np.uint64(name * _MIX) >> np.uint64(64 - bits))
 
 
+# the same probing stands in both look-ups on purpose: numba counts references around a helper that they would
+# share, and building a lattice then took more than twice as long
 @kernel
 def _insert(names, numbers, bits, name, number):  # type: ignore[no-untyped-def]
     """Number under which a name stands in the table; ``number`` where it is new."""
