@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsss_rt import localize
+from wsss_rt import localize, segment
+from wsss_rt.classes import BACKGROUND, IGNORE
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import ImageError, ImageErrorCode
 from wsss_rt.formats.png import encode_mask
@@ -69,6 +70,7 @@ class ImageStages:
         self._engine, self._options, self._refiner = engine, options, refiner
         card = engine.card
         self._spec, self._names = card.input, card.classes
+        self._segments, self._has_background = card.kind == "segmenter", card.has_background
         self._thresholds = card.recommended.tag_thresholds or (0.5,) * len(card.classes)
 
     def admit_file(self, work: Work) -> Work:
@@ -169,17 +171,19 @@ class ImageStages:
         result.scores = {
             name: round(float(value), 6) for name, value in zip(self._names, probabilities, strict=True)
         }
-        present = self._present(work, probabilities)
+        # a segmenter says itself what it sees, and where
+        predicts = self._segments and work.given is None
+        present = tuple(range(len(self._names))) if predicts else self._present(work, probabilities)
         height, width = decoded.upright.shape[:2]
         with work.clock.stage("localize"):
-            token_maps = [output.maps for output in work.outputs]
-            maps = localize.merge_passes(token_maps, present, size=(height, width))
-        background: float | NDArray[np.float32] = float(options.background or 0.0)
+            background, maps = self._class_maps(work, present, (height, width))
         if self._refiner is not None:
             with work.clock.stage("refine"):
-                planes = np.concatenate([np.full((1, height, width), background, np.float32), maps])
-                refined = self._refiner(decoded.upright, planes)
-                background, maps = refined[0], refined[1:]
+                plane = np.maximum(np.broadcast_to(np.float32(background), (1, height, width)), 0)
+                refined = self._refiner(decoded.upright, np.concatenate([plane, np.clip(maps, 0, 1)]))
+                maps = refined[1:]
+                # a model that knows no background gets none from the refiner
+                background = refined[0] if not self._segments or self._has_background else background
         with work.clock.stage("decide"):
             decision = localize.decide(maps, present, background=background, ignore_band=options.ignore_band)
             mask = to_stored_raster(decision.mask, decoded.orientation)
@@ -188,10 +192,11 @@ class ImageStages:
             result.mask_sha256 = hashlib.sha256(result.png).hexdigest()
         result.mask = mask
         result.confidence = round(decision.confidence, 6)
-        result.class_scores = {
-            self._names[index]: round(score, 6)
-            for index, score in zip(present, decision.class_scores, strict=True)
-        }
+        scored = zip(present, decision.class_scores, strict=True)
+        result.class_scores = {self._names[index]: round(score, 6) for index, score in scored}
+        if predicts:
+            present = self._found(result, mask)
+            maps = maps[list(present)]
         if present and not mask.any():
             result.flags = (*result.flags, "all_background")
         if options.keep_image:
@@ -201,6 +206,27 @@ class ImageStages:
             turned = to_stored_raster(np.moveaxis(maps, 0, 2), decoded.orientation)
             result.maps = np.ascontiguousarray(np.moveaxis(turned, 2, 0))
         work.decoded, work.outputs = None, []
+
+    def _class_maps(
+        self, work: Work, present: tuple[int, ...], size: tuple[int, int]
+    ) -> tuple[float | NDArray[np.float32], NDArray[np.float32]]:
+        """Background, a score or a plane, and maps of the present classes (C', H, W)."""
+        maps = [output.maps for output in work.outputs]
+        if not self._segments:
+            background = float(self._options.background or 0.0)
+            return background, localize.merge_passes(maps, present, size=size)
+        planes = segment.planes_of(present, has_background=self._has_background)
+        merged = segment.merge_passes(maps, size=size, planes=planes)
+        return segment.split_background(merged, has_background=self._has_background)
+
+    def _found(self, result: Result, mask: NDArray[np.uint8]) -> tuple[int, ...]:
+        """0-based indices of the classes in the mask, which are its tags; sets tags, source and flags."""
+        values = np.unique(mask)
+        found = tuple(int(value) - 1 for value in values if value not in (BACKGROUND, IGNORE))
+        result.tags, result.tag_source = tuple(self._names[index] for index in found), "predicted"
+        result.class_scores = {name: result.class_scores[name] for name in result.tags}
+        result.flags = () if found else ("no_class_found",)
+        return found
 
     def _present(self, work: Work, probabilities: NDArray[np.float32]) -> tuple[int, ...]:
         """0-based indices of the classes to look for, ascending; sets the tags, their source and flags."""
