@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from wsss_rt.classes import BACKGROUND, IGNORE, ClassSet
-from wsss_rt.io.decode import to_stored_raster
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,17 +25,6 @@ _FILL = 0.6
 _FADE = 0.6
 _DIVIDER = 4
 _DARK, _LIGHT = (24, 26, 31), (232, 234, 237)
-
-
-def to_upright(mask: Uint8, orientation: int) -> Uint8:
-    """A mask of the file's raster, turned as a person sees the image.
-
-    Args:
-        mask: (h, w) uint8 in the stored raster.
-        orientation: EXIF orientation, 1..8.
-    """
-    # the quarter turns undo each other, all other orientations undo themselves
-    return to_stored_raster(mask, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def display_color(value: int) -> tuple[int, int, int]:
