@@ -33,7 +33,42 @@ class Decoded:
     trace: dict[str, Tensor] = field(default_factory=dict)
 
 
-class ATMHead(nn.Module):
+class StagedHead(nn.Module):
+    """A decoder for each tap, half as wide as the trunk; it reads the tap through a linear layer and a norm.
+
+    Args:
+        embed_dim: D of the trunk; the width d is half of it, in heads of 32.
+        stages: number of taps.
+        layers: decoder layers of each stage.
+        dropout: while training.
+        split: kind of decoder, see ``DecoderLayer``.
+    """
+
+    def __init__(self, embed_dim: int, *, stages: int, layers: int, dropout: float, split: bool) -> None:
+        super().__init__()
+        self.dim = embed_dim // 2
+        self.heads = max(1, self.dim // _HEAD_DIM)
+        self.stages = stages
+        for stage in range(1, stages + 1):
+            self.add_module(f"input_proj_{stage}", nn.Linear(embed_dim, self.dim))
+            self.add_module(f"proj_norm_{stage}", nn.LayerNorm(self.dim))
+            decoder = TokenDecoder(self.dim, self.heads, layers=layers, dropout=dropout, split=split)
+            self.add_module(f"decoder_{stage}", decoder)
+
+    def project(self, stage: int, tap: Tensor) -> Tensor:
+        """Memory (B, L, d) of a stage (from 1) from its tap (B, L, D)."""
+        projected = self.get_submodule(f"input_proj_{stage}")(tap)
+        memory: Tensor = self.get_submodule(f"proj_norm_{stage}")(projected)
+        return memory
+
+    def decoder(self, stage: int) -> TokenDecoder:
+        """Of a stage, from 1."""
+        decoder = self.get_submodule(f"decoder_{stage}")
+        assert isinstance(decoder, TokenDecoder)
+        return decoder
+
+
+class ATMHead(StagedHead):
     """Attention-to-mask decoder: one stage per tap, deepest first, masks added up as logits.
 
     Each stage reads its own tap with class tokens that come from the stage before. The mask of a stage is the
@@ -49,17 +84,9 @@ class ATMHead(nn.Module):
     """
 
     def __init__(self, embed_dim: int, outputs: int, *, stages: int, layers: int, dropout: float) -> None:
-        super().__init__()
-        dim = embed_dim // 2
-        heads = max(1, dim // _HEAD_DIM)
-        self.stages = stages
-        for stage in range(1, stages + 1):
-            self.add_module(f"input_proj_{stage}", nn.Linear(embed_dim, dim))
-            self.add_module(f"proj_norm_{stage}", nn.LayerNorm(dim))
-            decoder = TokenDecoder(dim, heads, layers=layers, dropout=dropout, split=True)
-            self.add_module(f"decoder_{stage}", decoder)
-        self.q = LearnedQueries(outputs, dim)
-        self.class_embed = nn.Linear(dim, outputs + 1)
+        super().__init__(embed_dim, stages=stages, layers=layers, dropout=dropout, split=True)
+        self.q = LearnedQueries(outputs, self.dim)
+        self.class_embed = nn.Linear(self.dim, outputs + 1)
         start_weights(self)
 
     def forward(self, taps: Sequence[Tensor], grid: Grid, *, every: bool = False) -> Decoded:
@@ -71,12 +98,12 @@ class ATMHead(nn.Module):
             every: class logits of every stage and named intermediates; of the last alone otherwise.
         """
         found = Decoded([], [])
-        tokens: Any = self.q.start(self._decoder(1).layers[0], taps[0].shape[0])
+        tokens: Any = self.q.start(self.decoder(1).layers[0], taps[0].shape[0])
         total: Tensor | None = None
         kept: dict[str, list[Tensor]] = {"q_out": [], "sim": []}
         for stage, tap in enumerate(reversed(taps), start=1):
             memory = self.project(stage, tap)
-            outputs, similarities = self._decoder(stage)(tokens, memory)
+            outputs, similarities = self.decoder(stage)(tokens, memory)
             tokens = outputs[-1]
             similarity = similarities[-1].unflatten(2, grid)
             total = similarity if total is None else total + similarity
@@ -90,23 +117,12 @@ class ATMHead(nn.Module):
         found.trace |= {name: torch.stack(values) for name, values in kept.items() if values}
         return found
 
-    def project(self, stage: int, tap: Tensor) -> Tensor:
-        """Memory (B, L, d) of a stage (from 1) from its tap (B, L, D)."""
-        projected = self.get_submodule(f"input_proj_{stage}")(tap)
-        memory: Tensor = self.get_submodule(f"proj_norm_{stage}")(projected)
-        return memory
-
     def fold(self, *, keep: bool) -> None:
         """Keep what the first layer makes of the class tokens as a constant, or forget it."""
         if keep:
-            self.q.fold(self._decoder(1).layers[0])
+            self.q.fold(self.decoder(1).layers[0])
         else:
             self.q.unfold()
-
-    def _decoder(self, stage: int) -> TokenDecoder:
-        decoder = self.get_submodule(f"decoder_{stage}")
-        assert isinstance(decoder, TokenDecoder)
-        return decoder
 
 
 class SegViT(Segmenter):

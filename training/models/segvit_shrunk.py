@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsss_rt.errors import UsageError
 from wsss_rt.training.models.attention import block_forward, block_sampled
 from wsss_rt.training.models.segmenter import Grid
-from wsss_rt.training.models.segvit import ATMHead, Decoded, SegViT
+from wsss_rt.training.models.segvit import Decoded, SegViT, StagedHead
 from wsss_rt.training.models.token_decoder import LearnedQueries, TokenDecoder, start_weights
 
 
@@ -47,7 +47,7 @@ class ATMStage(nn.Module):
         return found
 
 
-class ShrunkHead(nn.Module):
+class ShrunkHead(StagedHead):
     """Query upsampling, then a single attention-to-mask stage.
 
     Learned queries, one for each token of a square image of the training size, read the taps, shallowest
@@ -66,29 +66,19 @@ class ShrunkHead(nn.Module):
     def __init__(
         self, embed_dim: int, outputs: int, *, side: int, stages: int, layers: int, dropout: float
     ) -> None:
-        super().__init__()
-        dim = embed_dim // 2
-        heads = max(1, dim // 32)
-        self.side, self.stages = side, stages
-        for stage in range(1, stages + 1):
-            self.add_module(f"input_proj_{stage}", nn.Linear(embed_dim, dim))
-            self.add_module(f"proj_norm_{stage}", nn.LayerNorm(dim))
-            decoder = TokenDecoder(dim, heads, layers=layers, dropout=dropout, split=False)
-            self.add_module(f"decoder_{stage}", decoder)
-        self.q = LearnedQueries(side * side, dim)
-        self.atm = ATMStage(dim, outputs, heads=heads, layers=layers, dropout=dropout)
+        super().__init__(embed_dim, stages=stages, layers=layers, dropout=dropout, split=False)
+        self.side = side
+        self.q = LearnedQueries(side * side, self.dim)
+        self.atm = ATMStage(self.dim, outputs, heads=self.heads, layers=layers, dropout=dropout)
         start_weights(self)
-
-    project = ATMHead.project
-    _decoder = ATMHead._decoder
 
     def forward(self, taps: Sequence[Tensor], grid: Grid, *, every: bool = False) -> Decoded:
         """Decode; as :meth:`ATMHead.forward`, but masks have the queries' grid."""
-        queries: Any = self.q.start(self._decoder(1).layers[0], taps[0].shape[0])
+        queries: Any = self.q.start(self.decoder(1).layers[0], taps[0].shape[0])
         trace: dict[str, Tensor] = {}
         for stage, tap in enumerate(taps, start=1):
             memory = self.project(stage, tap)
-            queries = self._decoder(stage)(queries, memory)[0][-1]
+            queries = self.decoder(stage)(queries, memory)[0][-1]
             trace |= {f"lateral_{stage}": memory, f"qu_{stage}": queries}
         found: Decoded = self.atm(queries, (self.side, self.side), every=every)
         if every:
@@ -98,7 +88,7 @@ class ShrunkHead(nn.Module):
     def fold(self, *, keep: bool) -> None:
         """Keep what first layers make of learned queries and class tokens as constants, or forget it."""
         for queries, first in (
-            (self.q, self._decoder(1).layers[0]),
+            (self.q, self.decoder(1).layers[0]),
             (self.atm.q, self.atm.decoder_1.layers[0]),
         ):
             if keep:
