@@ -122,8 +122,8 @@ class _Place:
     def layer(self) -> str:
         """Name of the layer, cut behind its first number: ``decode_head.decoder_1.layers.0``."""
         name = self.open[-1] if self.open else ""
-        if not name and ".attn." in self.closed:
-            # methods run attention's products themselves, between its projections
+        if not name and (".attn." in self.closed or self.closed.endswith(".norm1")):
+            # methods run attention's products themselves, behind a block's norm and between its projections
             name = self.closed
         parts = name.split(".")
         numbers = [index for index, part in enumerate(parts) if part.isdigit()]
