@@ -1,11 +1,11 @@
-"""A localizer's graph as ONNX bytes: dynamic batch and size, weights inside, nothing of this machine."""
+"""A model's graph as ONNX bytes: dynamic batch and size, weights inside, nothing of this machine."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import onnx
@@ -22,18 +22,21 @@ Weights = Literal["float32", "float16"]
 OPSET = 18
 INPUT = "images"
 OUTPUTS = ("scores", "maps")
-_AXES = {
+_AXES: Mapping[str, tuple[str | int | None, ...]] = {
     INPUT: ("batch", 3, "height", "width"),
     "scores": ("batch", None),
     "maps": ("batch", None, "rows", "columns"),
 }
+_PIXEL_AXES = ("batch", None, "height", "width")
 # a smaller tensor gains nothing, and biases and norms are where half precision hurts
 _SMALLEST_HALF = 1024
 _HALF_MAX = 65504.0
 
 
 def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -> bytes:
-    """Trace ``forward`` of a localizer, which returns ``(scores, maps)``.
+    """Trace ``forward`` of a localizer or segmenter, which returns ``(scores, maps)``.
+
+    What a model can compute from its weights alone (``constants_folded``) is computed here, once.
 
     Args:
         model: in eval mode, float32, on the CPU.
@@ -49,8 +52,10 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
     dynamic = torch.export.Dim.DYNAMIC
     # neither square nor a multiple of the patch, and no batch of one: such sizes would be baked in
     example = torch.zeros(2, 3, 5 * patch + patch // 2, 7 * patch + 1)
+    folded = getattr(model, "constants_folded", nullcontext)
+    segments = hasattr(model, "segment")
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), folded():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -69,8 +74,9 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
         ) from error
     assert program is not None
     proto = program.model_proto
-    _strip(proto)
-    _name_axes(proto)
+    _strip(proto, name="segmenter" if segments else "localizer")
+    # a segmenter's maps are as large as the image
+    _name_axes(proto, {**_AXES, **({"maps": _PIXEL_AXES} if segments else {})})
     if weights == "float16":
         _store_half(proto.graph)
     onnx.checker.check_model(proto)
@@ -78,10 +84,10 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
     return data
 
 
-def _strip(proto: onnx.ModelProto) -> None:
+def _strip(proto: onnx.ModelProto, *, name: str) -> None:
     """Remove what the exporter says of itself: stack traces name the files of the machine that exported."""
     proto.producer_name, proto.producer_version, proto.doc_string = "wsss-rt", __version__, ""
-    proto.graph.name = "localizer"
+    proto.graph.name = name
     del proto.metadata_props[:]
     for holder in _holders(proto):
         holder.doc_string = ""
@@ -116,10 +122,10 @@ def _holders(proto: onnx.ModelProto) -> Iterator[Any]:
         yield from function.node
 
 
-def _name_axes(proto: onnx.ModelProto) -> None:
+def _name_axes(proto: onnx.ModelProto, axes: Mapping[str, tuple[str | int | None, ...]]) -> None:
     """Give the dynamic axes names that a person understands, in place of the tracer's symbols."""
     for value in (*proto.graph.input, *proto.graph.output):
-        names = _AXES.get(value.name)
+        names = axes.get(value.name)
         dims = value.type.tensor_type.shape.dim
         if names is None or len(dims) != len(names):
             raise WsssError(

@@ -61,7 +61,7 @@ def export_onnx(
     weights: Weights = "float32",
     gate: bool = True,
 ) -> ExportReport:
-    """Compile a localizer to an artifact.
+    """Compile a localizer or a segmenter to an artifact.
 
     Args:
         model: as ``load_run`` gives it; its ``forward`` returns scores and maps.
@@ -107,6 +107,7 @@ def make_card(model: nn.Module, config: RunConfig, *, weights: Weights = "float3
     classes = ClassSet(tuple(config.classes))
     return ModelCard(
         method=config.method,
+        kind="segmenter" if hasattr(model, "segment") else "localizer",
         classes=classes.names,
         colors=tuple(classes.color(index) for index in range(len(classes))),
         input=replace(config.input, patch=int(getattr(model, "patch_size", config.input.patch))),
@@ -117,6 +118,7 @@ def make_card(model: nn.Module, config: RunConfig, *, weights: Weights = "float3
         options=_without_folders(options),
         training=_without_folders(config.training),
         quality=_without_folders(config.quality),
+        has_background=bool(getattr(model, "background", False)),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from wsss_rt import localize
+from wsss_rt import localize, segment
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import WsssError
 
@@ -221,7 +221,9 @@ def _difference(got: NDArray[np.float32], expected: NDArray[np.float32], unit: f
 
 
 def _present(output: EngineOutput, card: ModelCard) -> tuple[int, ...]:
-    """The classes that compete in the mask: the predicted ones, and at least the two likeliest."""
+    """The classes that compete in the mask: a segmenter's all; the predicted ones, and the two likeliest."""
+    if card.kind == "segmenter":
+        return tuple(range(len(card.classes)))
     probabilities = localize.tag_probabilities([output.scores])
     predicted = localize.predict_tags(probabilities, card.recommended.tag_thresholds)
     return tuple(sorted({*predicted, *(int(index) for index in np.argsort(-probabilities)[:2])}))
@@ -230,6 +232,10 @@ def _present(output: EngineOutput, card: ModelCard) -> tuple[int, ...]:
 def _mask(
     output: EngineOutput, present: tuple[int, ...], size: tuple[int, int], card: ModelCard
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    merged = localize.merge_passes([output.maps], present, size=size, align_corners=card.align_corners)
-    background = card.recommended.background
-    return localize.decide(merged, present, num_classes=len(card.classes), background=background).mask
+    background: float | NDArray[np.float32] = card.recommended.background
+    if card.kind == "segmenter":
+        merged = segment.merge_passes([output.maps], size=size)
+        background, maps = segment.split_background(merged, has_background=card.has_background)
+    else:
+        maps = localize.merge_passes([output.maps], present, size=size, align_corners=card.align_corners)
+    return localize.decide(maps, present, num_classes=len(card.classes), background=background).mask

@@ -202,11 +202,12 @@ def load_official_checkpoint(
     built = create_model(method, num_classes=len(classes), **options)
     load_official(built, read_state_dict(path))
     patch = getattr(built, "patch_size", 16)
+    policy = getattr(built, "official_input", lambda: InputSpec(patch=int(patch)))
     config = RunConfig(
         method=method,
         classes=tuple(classes),
         model=options,
-        input=InputSpec(patch=int(patch)),
+        input=policy(),
         training={"source": "official checkpoint", "file": path.name, "file_sha256": _file_sha256(path)},
     )
     return built.eval(), config

@@ -52,7 +52,8 @@ __all__ = [
 SECTIONS = {"model": ModelSection, "data": DataSection, "optim": OptimSection, "run": RunSection}
 # these may change between a run and its continuation; what is trained on is compared by its fingerprint
 _FREE_KEYS = {
-    ("recipe",), ("data", "source"), ("data", "layout"), ("data", "tags"), ("data", "classes"),
+    ("recipe",), ("data", "source"), ("data", "layout"), ("data", "tags"), ("data", "masks"),
+    ("data", "classes"),
     ("data", "workers"), ("data", "check"), ("run", "log_seconds"), ("run", "save_every"),
     ("run", "validate_every"), ("run", "devices"),
 }  # fmt: skip

@@ -15,6 +15,7 @@ def check_values(config: TrainConfig) -> None:
     positive = {
         "model.img_size": config.model.img_size, "run.batch": config.run.batch,
         "optim.lr": config.optim.lr, "optim.accumulate": config.optim.accumulate,
+        "optim.head_lr_factor": config.optim.head_lr_factor,
     }  # fmt: skip
     for name, value in positive.items():
         if value <= 0:
@@ -39,6 +40,10 @@ def check_values(config: TrainConfig) -> None:
         raise UsageError(f"data.sizes = {config.data.sizes} must be a list of [height, width]")
     if config.data.size_order not in SIZE_ORDERS:
         raise UsageError(f"data.size_order = {config.data.size_order!r} must be random or growing")
+    if not 0 <= config.data.stride <= config.data.window:
+        raise UsageError(
+            f"data.stride = {config.data.stride} must lie in 0..data.window, which is {config.data.window}"
+        )
     if config.data.close_ups < 0 or config.data.close_up_size < 0:
         raise UsageError("data.close_ups and data.close_up_size must not be negative")
 

@@ -73,13 +73,22 @@ def input_spec(config: TrainConfig, *, patch: int) -> InputSpec:
     """How images are sized when the trained model labels them; validation uses the same."""
     section = config.data
     size = None if section.size_policy == "native" else section.input_size or config.model.img_size
-    return InputSpec(patch=patch, size_policy=section.size_policy, size=size)  # type: ignore[arg-type]
+    window = section.window or None
+    return InputSpec(
+        patch=patch,
+        size_policy=section.size_policy,  # type: ignore[arg-type]
+        size=size,
+        window=window,
+        stride=(section.stride or max(1, window * 2 // 3)) if window else None,
+    )
 
 
 def validation_name(data: TrainingData) -> str:
     """What validation was measured on, in words."""
     if "validation_seed" in data.facts:
         return f"validation scenes (seed {data.facts['validation_seed']})"
+    if "masks" in data.facts:
+        return "images held out of the training folder, against the masks that it learned from"
     split = data.facts.get("validation_split")
     return f"the split {split} of the training tree" if split else "images held out of the training folder"
 

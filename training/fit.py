@@ -15,12 +15,11 @@ import torch
 from lightning.fabric import Fabric
 
 from wsss_rt.errors import UsageError, WsssError
-from wsss_rt.model_card import Recommended
 from wsss_rt.training import resume as resumption
 from wsss_rt.training.checkpoints import save_run
 from wsss_rt.training.config import TrainConfig
 from wsss_rt.training.data.build import TrainingData
-from wsss_rt.training.data.loader import BatchOrder, TrainingImages, batch_sizes, build_loader
+from wsss_rt.training.data.loader import BatchOrder, batch_sizes, build_loader
 from wsss_rt.training.data.sources import Cached
 from wsss_rt.training.data.transforms import normalise
 from wsss_rt.training.describe import cores, input_spec, run_config, validation_name
@@ -29,7 +28,7 @@ from wsss_rt.training.journal import LOG, Journal, Progress, duration
 from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
 from wsss_rt.training.plot import plot_run
 from wsss_rt.training.setup import new_model, open_fabric, planned_images, resolve_precision
-from wsss_rt.training.validation import MapKind, current_kinds, evaluate_localization, map_kinds, recommend
+from wsss_rt.training.tasks import Look, task_of
 
 _STEP_SEED = 14
 
@@ -42,7 +41,7 @@ class FitResult:
         folder: the run folder.
         images: training images seen.
         seconds: time in the loop, over all sessions.
-        validation: last of :func:`evaluate_localization`; empty without validation images.
+        validation: the last one's figures; empty without validation images.
     """
 
     folder: Path
@@ -109,6 +108,7 @@ class _Loop:
             raise UsageError(f"a batch of {config.run.batch} cannot be shared by {fabric.world_size} devices")
         torch.manual_seed(config.run.seed)
         self.bare = new_model(config, num_classes=len(data.classes))
+        self.task = task_of(self.bare, num_classes=len(data.classes))
         if config.run.compile:
             self.bare.losses = torch.compile(self.bare.losses, dynamic=False)  # type: ignore[method-assign]
         optimizer = build_optimizer(self.bare, config.optim, batch=self.per_step)
@@ -170,7 +170,7 @@ class _Loop:
                 self._validate(final=False)
                 if self.fabric.is_global_zero:
                     # the run can be exported while it goes on
-                    self._save_run(current_kinds(self.bare))
+                    self._save_run(final=False)
                 self.progress.pause(self.seen)
             elif not ended and self._passed(run.save_every):
                 self._save_state()
@@ -179,7 +179,7 @@ class _Loop:
         """One optimizer step; returns the mean of each loss over the accumulated batches."""
         config, accumulate = self.config, self.config.optim.accumulate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         means: dict[str, torch.Tensor] = {}
         for part in range(accumulate):
             batch = next(batches)
@@ -224,13 +224,7 @@ class _Loop:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
-        images = TrainingImages(
-            self.data.train,
-            num_classes=len(self.data.classes),
-            augment=section.augment,
-            crop_scale=section.crop_scale,
-            seed=config.run.seed,
-        )
+        images = self.task.dataset(self.data.train, config)
         on_gpu = self.fabric.device.type == "cuda"
         automatic = min(8, max(1, cores() - 1)) if on_gpu else min(2, cores())
         workers = section.workers if section.workers >= 0 else automatic
@@ -264,18 +258,12 @@ class _Loop:
 
     def _validate(self, *, final: bool) -> None:
         if self.validation is not None and self.fabric.is_global_zero:
-            kinds = map_kinds(self.bare) if final else current_kinds(self.bare)
+            # settings for the card are measured in float32; looks on the way may be quick
+            autocast = nullcontext if final else self.fabric.autocast
+            look = Look(self.spec, final, autocast, self._raise_interrupted)
             started = time.monotonic()
             with self.average.applied() if self.average is not None else nullcontext():
-                self.measured = evaluate_localization(
-                    self.bare,
-                    self.validation,
-                    kinds=kinds,
-                    spec=self.spec,
-                    # settings for the card are measured in float32; looks on the way may be quick
-                    autocast=nullcontext if final else self.fabric.autocast,
-                    tick=self._raise_interrupted,
-                )
+                self.measured = self.task.validate(self.validation, look)
             self._log_validation(time.monotonic() - started)
         self.fabric.barrier()
         self.model.train()
@@ -283,34 +271,27 @@ class _Loop:
     def _log_validation(self, seconds: float) -> None:
         measured = self.measured
         entry = {"kind": "validation", "images": self.seen, "seconds": round(seconds, 1)}
-        named = ("map", "tag_f1", "miou", "background", "miou_predicted")
+        named = ("map", "tag_f1", "miou", "background", "miou_predicted", "pixel_accuracy")
         entry |= {name: measured[name] for name in named if name in measured}
         self.journal.write(entry)
-        self.progress.say(
-            f"validation after {self.seen} images: mAP {measured['map']:.3f}  ({duration(seconds)})"
-        )
-        for kind, value in measured.get("miou", {}).items():
-            predicted = measured["miou_predicted"][kind]
-            at = measured["background"][kind]
-            self.progress.say(
-                f"  {kind}: mIoU {value:.3f} given tags, {predicted:.3f} predicted, background {at:.2f}"
-            )
+        headline, *details = self.task.lines(measured)
+        self.progress.say(f"validation after {self.seen} images: {headline}  ({duration(seconds)})")
+        for line in details:
+            self.progress.say(f"  {line}")
         plot_run(self.out)
 
     def _finish(self) -> None:
         if self.validation is not None and self.fabric.is_global_zero:
-            self.progress.say(f"measuring all maps on {self.validation.count} images in float32")
+            self.progress.say(f"measuring on {self.validation.count} images in float32")
         self._validate(final=True)
         if self.fabric.is_global_zero:
-            self._save_run(map_kinds(self.bare))
+            self._save_run(final=True)
             plot_run(self.out)
             resumption.remove_state(self.out)
 
-    def _save_run(self, kinds: list[MapKind]) -> None:
-        recommended = Recommended()
-        options: dict[str, Any] = {}
-        if self.measured:
-            recommended, options = recommend(self.measured, data=validation_name(self.data), kinds=kinds)
+    def _save_run(self, *, final: bool) -> None:
+        where = validation_name(self.data)
+        recommended, options = self.task.recommend(self.measured, data=where, final=final)
         record = run_config(
             self.config,
             self.data,

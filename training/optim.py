@@ -18,7 +18,8 @@ def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> t
     """AdamW or SGD over the parameters that want a gradient.
 
     Biases, 1-D parameters and what ``model.no_weight_decay()`` names (tokens, position embeddings) do not
-    decay; neither do positions under other names, unless ``decay_positions`` says so.
+    decay; neither do positions under other names, unless ``decay_positions`` says so. Groups carry
+    ``lr_factor``, by which the loop multiplies their rate: ``head_lr_factor`` for a segmenter's head.
 
     Args:
         model: the model.
@@ -27,23 +28,28 @@ def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> t
     """
     named = getattr(model, "no_weight_decay", None)
     exempt = set(named()) if callable(named) else set()
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    heads = getattr(model, "head_parameters", None)
+    ahead = {id(parameter) for parameter in heads()} if callable(heads) else set()
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spared = name in exempt or (name.startswith("pos_embed") and not section.decay_positions)
             free = parameter.ndim <= 1 or name.endswith(".bias") or spared
-            (kept if free else decayed).append(parameter)
+            factor = section.head_lr_factor if id(parameter) in ahead else 1.0
+            groups.setdefault((free, factor), []).append(parameter)
     accident = section.optimizer is Optimizer.SGD_DECAY_AS_MOMENTUM
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": 0.0 if accident else section.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+    listed: list[dict[str, Any]] = [
+        {
+            "params": members,
+            "weight_decay": 0.0 if free or accident else section.weight_decay,
+            "lr_factor": factor,
+        }
+        for (free, factor), members in sorted(groups.items(), key=lambda entry: entry[0])
     ]
-    groups = [group for group in groups if group["params"]]
     if section.optimizer is not Optimizer.ADAMW:
         momentum = section.weight_decay if accident else section.momentum
-        return torch.optim.SGD(groups, lr=peak_lr(section, batch=batch), momentum=momentum)
-    return torch.optim.AdamW(groups, lr=peak_lr(section, batch=batch), betas=_betas(section), fused=True)
+        return torch.optim.SGD(listed, lr=peak_lr(section, batch=batch), momentum=momentum)
+    return torch.optim.AdamW(listed, lr=peak_lr(section, batch=batch), betas=_betas(section), fused=True)
 
 
 def peak_lr(section: OptimSection, *, batch: int) -> float:

@@ -25,7 +25,7 @@ class Augment(StrEnum):
     """What happens to a training image.
 
     ``official`` is timm's (MCTformer, and token refinement on ILSVRC); ``squash-crop`` is token refinement's
-    on CUB; ``scale-pad`` is ACR's.
+    on CUB; ``scale-pad`` is ACR's; ``scale-crop`` is mmsegmentation's, for images with masks.
     """
 
     NONE = "none"
@@ -35,6 +35,7 @@ class Augment(StrEnum):
     OFFICIAL = "official"
     SQUASH_CROP = "squash-crop"
     SCALE_PAD = "scale-pad"
+    SCALE_CROP = "scale-crop"
 
 
 class Precision(StrEnum):
@@ -84,7 +85,8 @@ class ModelSection:
         backbone: name in timm's registry.
         img_size: side of the training images in pixels.
         pretrained: start from weights that timm downloads.
-        pretrained_file: start from the backbone's state dict in this file.
+        pretrained_file: start from the backbone's state dict in this file, or from the backbone of this run
+            folder.
         first_stage: weights of the first stage, for methods that are trained in two (token refinement).
         options: further keyword arguments of ``create_model``.
     """
@@ -105,6 +107,7 @@ class DataSection:
         source: a folder, or ``scenes``.
         layout: see :class:`Layout`.
         tags: tag file or folder, ``voc``, ``folders``; empty looks for labels.csv or a VOC tree.
+        masks: for segmenters: an output folder of `label`, or a folder of PNGs; 255 in them is unknown.
         classes: ``voc``, ``coco``, ``scenes`` or a file; empty takes the names that the tags use.
         split: list of the data set to train on; empty takes its training list (VOC: train_aug, or train).
         val_split: list of the data set to validate on; empty takes its validation or test list, and where
@@ -120,6 +123,9 @@ class DataSection:
         close_up_size: their side, pixels; 0 means ``img_size``.
         size_policy: how the trained model's inputs are sized when labelling: native, short_side, fixed.
         input_size: pixels for ``short_side`` and ``fixed``; 0 means ``img_size``.
+        window: for segmenters: side of the windows that slide over larger inputs when labelling; 0 runs them
+            whole.
+        stride: between windows, pixels; 0 means two thirds of ``window``.
         val_seed: seed of validation scenes.
         workers: loader processes; -1 picks by the number of cores.
         check: decode every image once before training starts.
@@ -128,6 +134,7 @@ class DataSection:
     source: str = ""
     layout: Layout = Layout.AUTO
     tags: str = ""
+    masks: str = ""
     classes: str = ""
     split: str = ""
     val_split: str = ""
@@ -140,6 +147,8 @@ class DataSection:
     close_up_size: int = 0
     size_policy: str = "native"
     input_size: int = 0
+    window: int = 0
+    stride: int = 0
     val_seed: int = 990_001
     workers: int = -1
     check: bool = True
@@ -152,6 +161,7 @@ class OptimSection:
     Attributes:
         optimizer: see :class:`Optimizer`.
         lr: learning rate, for a batch of ``lr_batch`` images.
+        head_lr_factor: how much faster a segmenter's head learns than its backbone (SegViT: 10).
         lr_batch: batch for which ``lr`` is meant (linear scaling); 0 takes ``lr`` as it is.
         min_lr: where the schedule ends.
         warmup_lr: where the warm-up begins.
@@ -176,6 +186,7 @@ class OptimSection:
 
     optimizer: Optimizer = Optimizer.ADAMW
     lr: float = 5e-4
+    head_lr_factor: float = 1.0
     lr_batch: int = 0
     min_lr: float = 1e-6
     warmup_lr: float = 1e-6

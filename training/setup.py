@@ -12,10 +12,10 @@ from lightning.fabric import Fabric
 
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.training.config import Precision, TrainConfig
-from wsss_rt.training.data.build import TrainingData
+from wsss_rt.training.data.build import SCENES, TrainingData
 
 if TYPE_CHECKING:
-    from wsss_rt.training.models import Localizer
+    from wsss_rt.training.models import Method
 
 _PRECISIONS = {Precision.FLOAT32: "32-true", Precision.BF16: "bf16-mixed", Precision.FP16: "16-mixed"}
 
@@ -28,7 +28,8 @@ def check_model(config: TrainConfig) -> None:
     """
     import timm
 
-    from wsss_rt.training.models import METHODS, method_options
+    from wsss_rt.training.data.pairs import check_augment
+    from wsss_rt.training.models import METHODS, SEGMENTERS, method_options
 
     if config.method not in METHODS:
         raise UsageError(f"unknown method {config.method!r}", fix=nearest(config.method, METHODS))
@@ -41,6 +42,19 @@ def check_model(config: TrainConfig) -> None:
         raise UsageError(
             f"unknown backbone {config.model.backbone!r}", fix=nearest(config.model.backbone, choices)
         )
+    segments = config.method in SEGMENTERS
+    if segments and config.data.source != SCENES and not config.data.masks:
+        raise UsageError(
+            f"{config.method} learns from masks",
+            fix="add --masks OUT/masks, as `wsss-rt label` wrote them for --data",
+        )
+    if not segments and config.data.masks:
+        raise UsageError(
+            f"{config.method} learns from tags",
+            fix=f"leave out --masks, or train {', '.join(sorted(SEGMENTERS))}",
+        )
+    if segments:
+        check_augment(config.data.augment)
     second = config.model.options.get("stage") == "cam"
     if second != bool(config.model.first_stage):
         raise UsageError(
@@ -55,7 +69,7 @@ def check_model(config: TrainConfig) -> None:
         raise UsageError("model.pretrained and model.pretrained_file exclude each other")
 
 
-def new_model(config: TrainConfig, *, num_classes: int) -> Localizer:
+def new_model(config: TrainConfig, *, num_classes: int) -> Method:
     """The model of a run before its first step, with the first stage's weights where there is one.
 
     Raises:
@@ -82,10 +96,15 @@ def model_arguments(config: TrainConfig) -> dict[str, Any]:
     A ``first_stage`` among them is for :func:`new_model` alone: ``create_model`` refuses it rather than begin
     without it.
     """
+    from wsss_rt.training.models import SEGMENTERS
+
     section = config.model
     first_stage = {"first_stage": section.first_stage} if section.first_stage else {}
+    # masks that `label` wrote, and scenes, have a background; official checkpoints need not
+    background = {"background": True} if config.method in SEGMENTERS else {}
     return {
         **first_stage,
+        **background,
         "backbone": section.backbone,
         "img_size": section.img_size,
         "pretrained": section.pretrained_file or section.pretrained,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from wsss_rt.assets import find_model
-from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.errors import UsageError
 from wsss_rt.io.sources import SourceImage, find_images
-from wsss_rt.model_card import read_card
+from wsss_rt.model_card import read_card, refuse_kind
 from wsss_rt.options import LabelOptions
 from wsss_rt.refine import open_refiner
 from wsss_rt.tags import load_tags
@@ -99,8 +99,7 @@ def make_plan(job: Job, *, stdin: IO[bytes] | IO[str] | None = None) -> Plan:
     sources: Sequence[SourceImage] = found if job.limit is None else found[: job.limit]
     model = find_model(job.model)
     card = read_card(model)
-    if card.kind != "localizer":
-        raise WsssError(f"{model} is a {card.kind}", why="label needs a localizer", code="wrong_kind")
+    refuse_kind(card, str(model))
     tags = None if job.tags is None else load_tags(job.tags, classes=card.classes)
     # looked up now, because an ambiguous or unknown tag should not end the run after an hour
     untagged = 0 if tags is None else sum(tags.lookup(source.relative) is None for source in sources)

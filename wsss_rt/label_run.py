@@ -123,7 +123,8 @@ def _typical_shape(plan: Plan) -> tuple[int, int] | None:
             # it will be reported in its turn
             continue
         ((width, height),), _ = pass_sizes(size, plan.card.input)
-        return height, width
+        most = plan.card.input.window or max(width, height)
+        return min(height, most), min(width, most)
     return None
 
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from wsss_rt.classes import ClassSet
 from wsss_rt.engines.runtime import default_threads
-from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.engines.windows import windowed
+from wsss_rt.errors import UsageError, nearest
+from wsss_rt.model_card import refuse_kind
 from wsss_rt.options import LabelOptions
 from wsss_rt.pipeline import Stages, run_stages
 from wsss_rt.refine import open_refiner
@@ -69,12 +71,9 @@ class Labeler:
             chosen.refine, crf=chosen.crf, backend=chosen.crf_backend, memory=chosen.crf_memory
         )
         self._owns_engine = engine is None
-        self.engine = _open(model, chosen) if engine is None else engine
+        self.engine = windowed(_open(model, chosen) if engine is None else engine)
         self.card = self.engine.card
-        if self.card.kind != "localizer":
-            raise WsssError(
-                f"the model is a {self.card.kind}", why="label needs a localizer", code="wrong_kind"
-            )
+        refuse_kind(self.card, "the model")
         self.classes = ClassSet(tuple(self.card.classes))
         self.options = chosen.resolved(self.card)
         if isinstance(tags, str | Path):

@@ -22,6 +22,7 @@ SEAL_KEY = "wsss_rt_sha256"
 _METADATA_TAG = (14 << 3) | 2
 
 SizePolicy = Literal["native", "short_side", "fixed"]
+KINDS = ("localizer", "segmenter")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class InputSpec:
             ``fixed`` resizes to ``size`` x ``size``.
         size: pixels; None for ``native``.
         max_pixels: a larger input is scaled down to this many pixels first, and the record says so.
+        window: side of the square windows that slide over a larger input, pixels; None runs it whole.
+        stride: between windows, pixels, 1 to ``window``; None is ``window``.
     """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -43,6 +46,8 @@ class InputSpec:
     size_policy: SizePolicy = "native"
     size: int | None = None
     max_pixels: int = 1_048_576
+    window: int | None = None
+    stride: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class ModelCard:
     """Everything that the runtime needs to know about a model.
 
     Attributes:
-        kind: ``localizer`` (maps from tags) or ``segmenter`` (a class per pixel).
+        kind: ``localizer`` (maps from tags) or ``segmenter`` (a class per pixel). A segmenter's maps are
+            class scores of every pixel, at least 0, of which the largest one wins.
         method: name as in ``create_model``, e.g. ``mctformer-v2``.
         classes: names in output order, without background.
         colors: RGB per class, same order.
@@ -81,6 +87,8 @@ class ModelCard:
         options: method options that are baked into the graph.
         training: data, seed, images seen, recipe.
         quality: measured figures, each with the data it was measured on.
+        has_background: whether the first of a segmenter's maps is the background's; without it every pixel
+            gets a class.
         weights_sha256: of the graph with its weights, the file without card and seal.
     """
 
@@ -96,6 +104,7 @@ class ModelCard:
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
+    has_background: bool = False
     weights_sha256: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -133,6 +142,25 @@ class ModelCard:
             raise WsssError(
                 f"{source} holds a card that cannot be read", why=str(error), code="bad_card"
             ) from error
+
+
+def refuse_kind(card: ModelCard, source: str) -> None:
+    """Refuse a model of a kind that labelling does not know.
+
+    Args:
+        card: of the model.
+        source: what to name in the error.
+
+    Raises:
+        WsssError: code ``wrong_kind``.
+    """
+    if card.kind not in KINDS:
+        raise WsssError(
+            f"{source} is a {card.kind}",
+            why=f"label needs a {' or a '.join(KINDS)}",
+            fix="upgrade wsss-rt, or choose another model",
+            code="wrong_kind",
+        )
 
 
 def _tuples(raw: dict[str, Any]) -> dict[str, Any]:

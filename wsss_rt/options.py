@@ -80,8 +80,18 @@ class LabelOptions:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
 
     def resolved(self, card: ModelCard) -> LabelOptions:
-        """With the card's recommendations in the place of None."""
+        """With the card's recommendations in the place of None.
+
+        Raises:
+            UsageError: a background score for a model that does not compare with one.
+        """
         advice = card.recommended
+        if card.kind == "segmenter" and self.background is not None:
+            raise UsageError(
+                f"background {self.background} says nothing to a segmenter",
+                why="it decides between background and classes itself",
+                fix="leave out --background",
+            )
         return replace(
             self,
             scales=tuple(advice.scales) if self.scales is None else self.scales,

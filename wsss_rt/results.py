@@ -164,8 +164,8 @@ class Result:
             WsssError: there is no mask.
             ImageError: the file cannot be read any more.
         """
-        from wsss_rt.io.decode import decode_image, read_bytes
-        from wsss_rt.report.draw import overlay, to_upright
+        from wsss_rt.io.decode import decode_image, read_bytes, to_upright
+        from wsss_rt.report.draw import overlay
 
         if self.mask is None:
             raise WsssError(f"{self.relative} has no mask to draw", why=str(self.error or ""))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsss_rt import localize
+from wsss_rt import localize, segment
+from wsss_rt.classes import BACKGROUND, ignore_value
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import ImageError, ImageErrorCode
 from wsss_rt.formats.png import encode_mask
@@ -69,6 +70,7 @@ class ImageStages:
         self._engine, self._options, self._refiner = engine, options, refiner
         card = engine.card
         self._spec, self._names = card.input, card.classes
+        self._segments, self._has_background = card.kind == "segmenter", card.has_background
         self._thresholds = card.recommended.tag_thresholds or (0.5,) * len(card.classes)
 
     def admit_file(self, work: Work) -> Work:
@@ -169,29 +171,20 @@ class ImageStages:
         result.scores = {
             name: round(float(value), 6) for name, value in zip(self._names, probabilities, strict=True)
         }
-        present = self._present(work, probabilities)
+        # a segmenter says itself what it sees, and where
+        predicts = self._segments and work.given is None
+        present = tuple(range(len(self._names))) if predicts else self._present(work, probabilities)
         height, width = decoded.upright.shape[:2]
-        token_maps = [output.maps for output in work.outputs]
-        aligned = self._engine.card.align_corners
-        background: float | NDArray[np.float32] = float(options.background or 0.0)
         sure_background: NDArray[np.bool_] | None = None
-        maps: NDArray[np.float32] | None = None
-        planes: Iterator[NDArray[np.float32]]
-        if self._refiner is None and not options.keep_maps:
-            # nothing needs all classes at once, which at full size are gigabytes where there are many
-            with work.clock.stage("localize"):
-                planes = localize.merged_planes(
-                    token_maps, present, size=(height, width), align_corners=aligned
-                )
-        else:
-            with work.clock.stage("localize"):
-                maps = localize.merge_passes(token_maps, present, size=(height, width), align_corners=aligned)
-            if self._refiner is not None:
-                with work.clock.stage("refine"):
-                    scores = np.concatenate([np.full((1, height, width), background, np.float32), maps])
-                    refined, sure_background = self._refiner(decoded.upright, scores)
-                    background, maps = refined[0], refined[1:]
-            planes = iter(maps)
+        with work.clock.stage("localize"):
+            background, planes, maps = self._class_planes(work, present, (height, width))
+        if self._refiner is not None and maps is not None:
+            with work.clock.stage("refine"):
+                refined, sure_background = self._refiner(decoded.upright, self._refinable(background, maps))
+                maps = refined[1:]
+                planes = iter(maps)
+                # a model that knows no background gets none from the refiner
+                background = refined[0] if not self._segments or self._has_background else background
         decider = localize.Decider(
             (height, width),
             num_classes=len(self._names),
@@ -212,10 +205,11 @@ class ImageStages:
             result.mask_sha256 = hashlib.sha256(result.png).hexdigest()
         result.mask = mask
         result.confidence = round(decision.confidence, 6)
-        result.class_scores = {
-            self._names[index]: round(score, 6)
-            for index, score in zip(present, decision.class_scores, strict=True)
-        }
+        scored = zip(present, decision.class_scores, strict=True)
+        result.class_scores = {self._names[index]: round(score, 6) for index, score in scored}
+        if predicts:
+            present = self._found(result, mask)
+            maps = None if maps is None else maps[list(present)]
         if present and not mask.any():
             result.flags = (*result.flags, "all_background")
         if options.keep_image:
@@ -226,6 +220,45 @@ class ImageStages:
             turned = to_stored_raster(np.moveaxis(maps, 0, 2), decoded.orientation)
             result.maps = np.ascontiguousarray(np.moveaxis(turned, 2, 0))
         work.decoded, work.outputs = None, []
+
+    def _class_planes(
+        self, work: Work, present: tuple[int, ...], size: tuple[int, int]
+    ) -> tuple[float | NDArray[np.float32], Iterator[NDArray[np.float32]], NDArray[np.float32] | None]:
+        """Background, a score or a plane; the planes of the present classes; and these as one array
+        (C', H, W) where something needs them together."""
+        maps, card = [output.maps for output in work.outputs], self._engine.card
+        if self._segments:
+            planes = segment.planes_of(present, has_background=self._has_background)
+            merged = segment.merge_passes(maps, size=size, planes=planes)
+            background, values = segment.split_background(merged, has_background=self._has_background)
+            return background, iter(values), values
+        score = float(self._options.background or 0.0)
+        if self._refiner is None and not self._options.keep_maps:
+            # all classes at once are gigabytes at full size where there are many
+            return (
+                score,
+                localize.merged_planes(maps, present, size=size, align_corners=card.align_corners),
+                None,
+            )
+        values = localize.merge_passes(maps, present, size=size, align_corners=card.align_corners)
+        return score, iter(values), values
+
+    def _refinable(
+        self, background: float | NDArray[np.float32], maps: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Scores as refiners take them, in 0..1, background first; a segmenter's may lie outside."""
+        scores = np.empty((len(maps) + 1, *maps.shape[1:]), np.float32)
+        scores[0], scores[1:] = background, maps
+        return np.clip(scores, 0, 1, out=scores) if self._segments else scores
+
+    def _found(self, result: Result, mask: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, ...]:
+        """0-based indices of the classes in the mask, which are its tags; sets tags, source and flags."""
+        values = np.unique(mask)
+        found = tuple(int(value) - 1 for value in values if value not in (BACKGROUND, ignore_value(mask)))
+        result.tags, result.tag_source = tuple(self._names[index] for index in found), "predicted"
+        result.class_scores = {name: result.class_scores[name] for name in result.tags}
+        result.flags = () if found else ("no_class_found",)
+        return found
 
     def _present(self, work: Work, probabilities: NDArray[np.float32]) -> tuple[int, ...]:
         """0-based indices of the classes to look for, ascending; sets the tags, their source and flags."""

@@ -14,7 +14,8 @@ from wsss_rt.classes import SCENE_CLASSES, VOC_CLASSES, ClassSet
 from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.formats import DEFAULT_FORMATS, Format, needs, open_writers, parse_formats
 from wsss_rt.formats.npz import read_maps
-from wsss_rt.report.draw import blend, display_color, overlay, thumbnail, to_upright
+from wsss_rt.io.decode import to_upright
+from wsss_rt.report.draw import blend, display_color, overlay, thumbnail
 
 
 class TestNames:

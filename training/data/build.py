@@ -13,6 +13,7 @@ from wsss_rt.training.config import DataSection, Layout
 from wsss_rt.training.data.coco import is_coco, open_coco
 from wsss_rt.training.data.cub import is_cub, open_cub
 from wsss_rt.training.data.ilsvrc import is_ilsvrc, open_ilsvrc
+from wsss_rt.training.data.masks import images_below, open_masks
 from wsss_rt.training.data.sources import SceneSource
 from wsss_rt.training.data.splits import Progress, TrainingData, decodable, file_data, hold_out
 from wsss_rt.training.data.validate import match_tags, refuse_unknown
@@ -53,6 +54,8 @@ def build_data(section: DataSection, *, seed: int, progress: Progress = None) ->
             f"no folder {root}",
             fix="give a folder of images, a VOC, COCO, CUB or ILSVRC tree, or the word 'scenes'",
         )
+    if section.masks:
+        return open_masks(*images_below(root, _image_files(root)), section, progress)
     layout = find_layout(root) if section.layout is Layout.AUTO else section.layout
     return _OPENERS[layout](root, section, progress)
 
@@ -64,8 +67,11 @@ def find_layout(root: Path) -> Layout:
 
 
 def _scenes(section: DataSection, seed: int) -> TrainingData:
-    if section.tags or section.classes not in ("", SCENES):
-        raise UsageError("scenes come with their own tags and classes", fix="leave out --tags and --classes")
+    if section.tags or section.masks or section.classes not in ("", SCENES):
+        raise UsageError(
+            "scenes come with their own tags, masks and classes",
+            fix="leave out --tags, --masks and --classes",
+        )
     if section.val_seed == seed:
         raise UsageError(f"training and validation scenes share the seed {seed}", fix="change data.val_seed")
     validation = SceneSource(section.val_seed, count=section.val_images) if section.val_images else None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsss_rt.errors import ImageError, WsssError
 from wsss_rt.formats.png import read_mask
-from wsss_rt.io.decode import decode_image, read_bytes
+from wsss_rt.io.decode import DecodedImage, decode_image, read_bytes, to_upright
 
 # left, top, right, bottom
 Box = tuple[int, int, int, int]
@@ -100,17 +100,19 @@ class FileSource:
         self._wide, self._max_pixels = wide, max_pixels
 
     def load(self, index: int, *, size: tuple[int, int] | None = None, mask: bool = False) -> Sample:
-        """Decode image ``index`` as labelling would, EXIF orientation applied.
+        """Decode image ``index`` as labelling would, EXIF orientation applied to it and to its mask.
 
         Raises:
             WsssError: the file cannot be decoded, or the mask has another size; it is named.
         """
         item = self.items[index]
-        image = read_rgb(item.path, item.name, max_pixels=self._max_pixels)
+        decoded = _decode(item.path, item.name, max_pixels=self._max_pixels)
+        image = decoded.upright
         truth: Mask | None = None
         if mask and item.mask is not None:
             path = item.mask
-            truth = read_mask(path, wide=self._wide) if isinstance(path, Path) else path.draw()
+            stored = read_mask(path, wide=self._wide) if isinstance(path, Path) else path.draw()
+            truth = to_upright(stored, decoded.orientation)
         if truth is not None and truth.shape != image.shape[:2]:
             raise WsssError(
                 f"the mask {item.mask} is {truth.shape[1]}x{truth.shape[0]}",
@@ -169,8 +171,12 @@ def read_rgb(path: Path, name: str, *, max_pixels: int = 100_000_000) -> NDArray
     Raises:
         WsssError: naming the file and what is wrong with it.
     """
+    return _decode(path, name, max_pixels=max_pixels).upright
+
+
+def _decode(path: Path, name: str, *, max_pixels: int) -> DecodedImage:
     try:
-        return decode_image(read_bytes(path), max_pixels=max_pixels).upright
+        return decode_image(read_bytes(path), max_pixels=max_pixels)
     except ImageError as error:
         raise WsssError(
             f"cannot read the training image {name}",

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsss_rt.errors import UsageError
 from wsss_rt.training.config import Augment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,6 +36,10 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
         is float32 and normalised, because random erasing fills with normalised noise, and so is that of
         ``scale-pad``, whose padding is 0 after normalisation.
     """
+    if augment is Augment.SCALE_CROP:
+        raise UsageError(
+            f"data.augment = {str(augment)!r} is for images with masks", fix="take light or official"
+        )
     if augment is Augment.OFFICIAL:
         return _official(size, crop_scale)
     if augment is Augment.SQUASH_CROP:
@@ -46,9 +51,9 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
     color = augment in (Augment.LIGHT, Augment.COLOR)
 
     def transform(image: NDArray[np.uint8]) -> torch.Tensor:
-        image = _random_resized_crop(image, size, crop_scale) if crop else _resize(image, size)
+        image = _random_resized_crop(image, size, crop_scale) if crop else resize(image, size)
         if color:
-            image = _jitter(image)
+            image = jitter(image)
         if flip and random.random() < 0.5:
             image = image[:, ::-1]
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -151,23 +156,32 @@ def _overlap(have: int, want: int) -> tuple[slice, slice]:
 def _random_resized_crop(
     image: NDArray[np.uint8], size: tuple[int, int], crop_scale: Sequence[float]
 ) -> NDArray[np.uint8]:
-    height, width = image.shape[:2]
-    # the crop may differ from the result's shape by up to 4:3 either way
+    top, left, height, width = crop_box(image.shape[0], image.shape[1], size, crop_scale)
+    return resize(image[top : top + height, left : left + width], size)
+
+
+def crop_box(
+    height: int, width: int, size: tuple[int, int], crop_scale: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """A random part of an image of (height, width), to be resized to ``size``: top, left, height, width.
+
+    It keeps a share of the area within ``crop_scale``, and its shape differs from the result's by up to 4:3.
+    """
     aspect = size[1] / size[0]
     for _ in range(10):
         area = height * width * random.uniform(*crop_scale)
         ratio = aspect * np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
         crop_h, crop_w = round(float(np.sqrt(area / ratio))), round(float(np.sqrt(area * ratio)))
         if 0 < crop_h <= height and 0 < crop_w <= width:
-            top, left = random.randint(0, height - crop_h), random.randint(0, width - crop_w)
-            return _resize(image[top : top + crop_h, left : left + crop_w], size)
+            return random.randint(0, height - crop_h), random.randint(0, width - crop_w), crop_h, crop_w
     # nothing fits a long and narrow image: take the largest crop of the right shape
     crop_h, crop_w = min(height, round(width / aspect)), min(width, round(height * aspect))
     top, left = (height - max(crop_h, 1)) // 2, (width - max(crop_w, 1)) // 2
-    return _resize(image[top : top + max(crop_h, 1), left : left + max(crop_w, 1)], size)
+    return top, left, max(crop_h, 1), max(crop_w, 1)
 
 
-def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 to ``size`` (height, width): area averages downwards, bicubic upwards."""
     if image.shape[:2] == tuple(size):
         return image
     shrinks = image.shape[0] > size[0]
@@ -177,7 +191,7 @@ def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     return np.asarray(result, np.uint8)
 
 
-def _jitter(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def jitter(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Brightness, contrast and a colour cast, as one look-up table per channel."""
     levels = np.arange(256, dtype=np.float32)
     contrast, brightness = random.uniform(0.75, 1.3), random.uniform(-25, 25)

@@ -1,6 +1,7 @@
-"""The methods: localizers trained from image-level tags, behind one contract.
+"""The methods: localizers trained from image-level tags, segmenters trained from masks, behind one contract.
 
-``create_model`` builds one by name; each has ``losses``, ``localize`` and loads its official state dict.
+``create_model`` builds one by name; each has ``losses``, ``localize`` or ``segment``, and loads its official
+state dict.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ from typing import Any
 
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.training.models.acr import ACR
-from wsss_rt.training.models.base import Localization, Localizer, load_official, official_shapes
+from wsss_rt.training.models.base import Localization, Localizer, Method, load_official, official_shapes
+from wsss_rt.training.models.conv_head import ConvHead
 from wsss_rt.training.models.mctformer import MCTformerV1, MCTformerV2
 from wsss_rt.training.models.mctformer_plus import MCTformerPlus
+from wsss_rt.training.models.segmenter import Segmenter
+from wsss_rt.training.models.segvit import SegViT
+from wsss_rt.training.models.segvit_shrunk import SegViTShrunk
 from wsss_rt.training.models.token_refinement import TokenRefinement
 from wsss_rt.training.models.trunk import build_backbone, start_from_backbone
 from wsss_rt.training.models.ts_cam import TSCAM
 
 __all__ = [
     "METHODS",
+    "SEGMENTERS",
     "Localization",
     "Localizer",
+    "Method",
+    "Segmenter",
     "create_model",
     "load_official",
     "method_options",
@@ -29,14 +37,19 @@ __all__ = [
 ]
 
 DEFAULT_BACKBONE = "deit_small_patch16_224"
-METHODS: dict[str, type[Localizer]] = {
+METHODS: dict[str, type[Method]] = {
     "mctformer-v1": MCTformerV1,
     "acr": ACR,
     "mctformer-v2": MCTformerV2,
     "token-refinement": TokenRefinement,
     "mctformer-plus": MCTformerPlus,
     "ts-cam": TSCAM,
+    "segvit": SegViT,
+    "segvit-shrunk": SegViTShrunk,
+    "conv-head": ConvHead,
 }
+#: Those of them that learn from masks.
+SEGMENTERS = frozenset(name for name, method in METHODS.items() if issubclass(method, Segmenter))
 _BUILT_IN = {"self", "backbone", "num_classes", "img_size", "options"}
 
 
@@ -49,7 +62,7 @@ def create_model(
     pretrained: bool | str | Path = False,
     drop_path: float = 0.1,
     **options: Any,
-) -> Localizer:
+) -> Any:
     """Build a method on a timm backbone.
 
     Args:
@@ -64,7 +77,7 @@ def create_model(
         options: of the method, as the literature names them, with the official defaults.
 
     Returns:
-        The model in training mode, on the CPU.
+        A :class:`Localizer` or :class:`Segmenter` in training mode, on the CPU.
 
     Raises:
         UsageError: unknown method, backbone, option or value.
@@ -73,7 +86,7 @@ def create_model(
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}", fix=nearest(name, METHODS))
     if num_classes < 1:
-        raise UsageError(f"num_classes is {num_classes}, but a localizer needs at least one class")
+        raise UsageError(f"num_classes is {num_classes}, but a model needs at least one class")
     method = METHODS[name]
     known = method_options(name)
     for option in options:
@@ -95,7 +108,7 @@ def method_options(name: str) -> dict[str, Any]:
     """Options of a method and their official defaults."""
     found: dict[str, Any] = {}
     for cls in reversed(METHODS[name].__mro__):
-        if "__init__" in vars(cls) and issubclass(cls, Localizer):
+        if "__init__" in vars(cls) and issubclass(cls, Method):
             parameters = inspect.signature(vars(cls)["__init__"]).parameters
             found |= {key: value.default for key, value in parameters.items() if key not in _BUILT_IN}
     return found

@@ -66,6 +66,26 @@ def block_mixing(block: Any, tokens: Tensor, mix: Mix) -> Tensor:
     return _finish(block, tokens, mix(*project_heads(block.attn, block.norm1(tokens))))
 
 
+def block_sampled(block: Any, tokens: Tensor, sample: Callable[[Tensor], Tensor]) -> Tensor:
+    """One block in which a sample of the tokens asks and all of them answer; the others end here.
+
+    Query downsampling of Shrunk (SegViT, section 3.3): ``y = x_q + MHA(LN(x_q), LN(x))``, then the MLP.
+
+    Args:
+        block: timm ``Block``.
+        tokens: (B, T, D).
+        sample: (B, T, D) to (B, t, D).
+
+    Returns:
+        (B, t, D).
+    """
+    attn = block.attn
+    q, k, v = project_heads(attn, block.norm1(tokens), sample=sample)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
+    return _finish(block, sample(tokens), mixed)
+
+
 def _explicit_attention(attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # autocast would turn the softmax, the largest tensor here, into float32
     with torch.autocast("cpu", enabled=False):
@@ -99,11 +119,23 @@ def check_blocks(blocks: Iterable[Any]) -> str | None:
     return None
 
 
-def project_heads(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each (B, H, T, d), of normed tokens (B, T, D)."""
-    batch, count, _ = tokens.shape
-    qkv = attn.qkv(tokens).reshape(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
+def project_heads(
+    attn: Any, tokens: Tensor, *, sample: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each (B, H, T, d), of normed tokens (B, T, D).
+
+    With ``sample``, (B, T, D) to (B, t, D), queries are those of the sampled tokens alone: (B, H, t, d).
+    """
+    batch, count, dim = tokens.shape
+    if sample is None:
+        qkv = attn.qkv(tokens).reshape(batch, count, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        return attn.q_norm(q), attn.k_norm(k), v
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    asking = functional.linear(sample(tokens), weight[:dim], None if bias is None else bias[:dim])
+    answering = functional.linear(tokens, weight[dim:], None if bias is None else bias[dim:])
+    q = asking.reshape(batch, -1, attn.num_heads, dim // attn.num_heads).transpose(1, 2)
+    k, v = answering.reshape(batch, count, 2, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
 
 

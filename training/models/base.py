@@ -1,4 +1,4 @@
-"""What every localizer shares: the trunk of a timm ViT, the entrances, the official state dict."""
+"""What every method shares: the trunk of a timm ViT, the entrances, the official state dict."""
 
 from __future__ import annotations
 
@@ -32,29 +32,20 @@ class Localization:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Localizer(nn.Module, ABC):
-    """Base of all methods; holds ``patch_embed``, ``blocks`` and ``norm`` of the backbone under those names.
+class Method(nn.Module, ABC):
+    """Base of localizers and segmenters; holds ``patch_embed``, ``blocks`` and ``norm`` of the backbone.
 
     Attributes:
-        num_classes: C.
+        num_classes: C, without background.
         img_size: side in pixels of the square image that the stored position embedding belongs to.
         patch_size: pixels per token.
         embed_dim: D.
         depth: number of blocks.
-        cls_token: learned class tokens (1, C, D), or (1, 1, D) where one stands for all classes.
-        pos_embed: learned positions (1, C + side * side, D), class tokens first; a method that keeps the two
-            apart overrides :meth:`stored_positions`.
-        position_offset: enters the sampling step of resized positions, see ``resize_positions``.
-        position_bilinear: whether these are resized bilinearly; bicubically otherwise.
-        align_corners: whether the official code brings maps to the image's size with aligned corners.
+        pos_embed: learned positions, see :meth:`stored_positions`.
         official_leftovers: how keys begin that an official state dict may hold and nothing reads.
     """
 
-    cls_token: nn.Parameter
     pos_embed: nn.Parameter
-    position_offset: float = 0.0
-    position_bilinear: bool = False
-    align_corners: bool = False
     official_leftovers: tuple[str, ...] = ()
 
     def __init__(self, backbone: Any, *, num_classes: int, img_size: int) -> None:
@@ -74,11 +65,65 @@ class Localizer(nn.Module, ABC):
         return self.img_size // self.patch_size
 
     def stored_positions(self) -> tuple[Tensor, Tensor]:
-        """Learned positions of the class tokens (1, C, D) and of the patches (1, side * side, D).
+        """Learned positions of the class tokens (1, T, D) and of the patches (1, side * side, D).
 
         They are views of the parameters: what is written into them without gradient is stored.
         """
         return token_ops.split(self.pos_embed, self.pos_embed.shape[1] - self.stored_side**2)
+
+    @abstractmethod
+    def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Named float32 scalars that the training loop sums.
+
+        Args:
+            images: (B, 3, H, W) float32, normalised.
+            targets: what the kind of method learns from.
+        """
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must not touch, beside biases and one-dimensional ones."""
+        return {"cls_token", "pos_embed"}
+
+    def official_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Keys and shapes of the official state dict; methods whose names differ from it override this."""
+        return {name: tuple(value.shape) for name, value in self.state_dict().items()}
+
+    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our state dict from the official one, which was checked before."""
+        return dict(state)
+
+    def trunk_features(self, images: Tensor) -> Tensor:
+        """What the patch projection reads: the images, or features (B, F, h, w) of a convolutional trunk."""
+        trunk = getattr(self.patch_embed, "backbone", None)
+        return images if trunk is None else trunk(images)
+
+    def patch_tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Patch tokens (B, N, D) before positions, and the grid (rows, columns).
+
+        The projection is called itself, past timm's size checks: a strided convolution without padding floors
+        sizes that are no multiple of the patch, as the official code does.
+        """
+        features = self.patch_embed.proj(self.trunk_features(images))
+        tokens = features.flatten(2).transpose(1, 2)
+        return self.patch_embed.norm(tokens), (features.shape[-2], features.shape[-1])
+
+
+class Localizer(Method):
+    """Base of the methods that learn from image-level tags.
+
+    Attributes:
+        cls_token: learned class tokens (1, C, D), or (1, 1, D) where one stands for all classes.
+        pos_embed: learned positions (1, C + side * side, D), class tokens first; a method that keeps the two
+            apart overrides :meth:`stored_positions`.
+        position_offset: enters the sampling step of resized positions, see ``resize_positions``.
+        position_bilinear: whether these are resized bilinearly; bicubically otherwise.
+        align_corners: whether the official code brings maps to the image's size with aligned corners.
+    """
+
+    cls_token: nn.Parameter
+    position_offset: float = 0.0
+    position_bilinear: bool = False
+    align_corners: bool = False
 
     @abstractmethod
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -117,33 +162,6 @@ class Localizer(nn.Module, ABC):
         out = self.localize(images)
         return out.scores, out.maps
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay must not touch, beside biases and one-dimensional ones."""
-        return {"cls_token", "pos_embed"}
-
-    def official_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Keys and shapes of the official state dict; methods whose names differ from it override this."""
-        return {name: tuple(value.shape) for name, value in self.state_dict().items()}
-
-    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our state dict from the official one, which was checked before."""
-        return dict(state)
-
-    def trunk_features(self, images: Tensor) -> Tensor:
-        """What the patch projection reads: the images, or features (B, F, h, w) of a convolutional trunk."""
-        trunk = getattr(self.patch_embed, "backbone", None)
-        return images if trunk is None else trunk(images)
-
-    def patch_tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Patch tokens (B, N, D) before positions, and the grid (rows, columns).
-
-        The projection is called itself, past timm's size checks: a strided convolution without padding floors
-        sizes that are no multiple of the patch, as the official code does.
-        """
-        features = self.patch_embed.proj(self.trunk_features(images))
-        tokens = features.flatten(2).transpose(1, 2)
-        return self.patch_embed.norm(tokens), (features.shape[-2], features.shape[-1])
-
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
         """Token sequence (B, C + N, D) with positions, the grid, and the positions (1, C + N, D)."""
         patches, grid = self.patch_tokens(images)
@@ -173,12 +191,12 @@ def options_set(model: nn.Module, options: Mapping[str, Any]) -> Iterator[None]:
             setattr(model, name, value)
 
 
-def official_shapes(model: Localizer) -> dict[str, tuple[int, ...]]:
+def official_shapes(model: Method) -> dict[str, tuple[int, ...]]:
     """Key to shape of the official repository's state dict for this model."""
     return model.official_shapes()
 
 
-def load_official(model: Localizer, state: Mapping[str, Any]) -> None:
+def load_official(model: Method, state: Mapping[str, Any]) -> None:
     """Load the official repository's state dict, strictly.
 
     Args:

@@ -17,7 +17,7 @@ from torch import nn
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.training.models.attention import check_blocks
 from wsss_rt.training.models.backbones import OWN_BACKBONES
-from wsss_rt.training.models.base import Localizer
+from wsss_rt.training.models.base import Method
 from wsss_rt.training.models.hybrid import check_hybrid, without_size_checks
 from wsss_rt.training.models.position import resize_positions
 
@@ -27,7 +27,7 @@ def build_backbone(name: str, *, pretrained: bool | str | Path = False, drop_pat
 
     Args:
         name: timm's name.
-        pretrained: True for timm's download (or its cache), a path for a local state dict.
+        pretrained: True for timm's download (or its cache), a path for a local state dict or a run folder.
         drop_path: stochastic depth rate of the last block.
 
     Raises:
@@ -50,11 +50,12 @@ def build_backbone(name: str, *, pretrained: bool | str | Path = False, drop_pat
     if download:
         backbone.load_state_dict(_download(name), strict=True)
     elif pretrained and not isinstance(pretrained, bool):
-        _load_file(backbone, Path(pretrained))
+        path = Path(pretrained)
+        (_load_trained if path.is_dir() else _load_file)(backbone, path)
     return backbone
 
 
-def start_from_backbone(model: Localizer, backbone: Any, *, class_token: bool) -> None:
+def start_from_backbone(model: Method, backbone: Any, *, class_token: bool) -> None:
     """Take over what the backbone says of positions and, where it has been trained, of its class token.
 
     Args:
@@ -69,8 +70,9 @@ def start_from_backbone(model: Localizer, backbone: Any, *, class_token: bool) -
         own = backbone.pos_embed[:, -patches:]
         # square on square: equal grids come back untouched
         of_patches[:] = resize_positions(own, (side, side), image_size=(side, side), offset=0.0)
-        if class_token and getattr(backbone, "cls_token", None) is not None:
-            model.cls_token[:] = backbone.cls_token[:, :1]
+        own_tokens = getattr(model, "cls_token", None)
+        if class_token and own_tokens is not None and getattr(backbone, "cls_token", None) is not None:
+            own_tokens[:] = backbone.cls_token[:, :1]
             if backbone.pos_embed.shape[1] > patches:
                 of_classes[:] = backbone.pos_embed[:, :1]
 
@@ -144,3 +146,32 @@ def _load_file(backbone: Any, path: Path) -> None:
             code="state_dict",
         )
     backbone.load_state_dict(state)
+
+
+def _load_trained(backbone: Any, folder: Path) -> None:
+    """Take the backbone of a run, whatever its method: patch embedding, blocks, positions of patches."""
+    from wsss_rt.training.checkpoints import load_run
+
+    model, config = load_run(folder)
+    kept = backbone.state_dict()
+    wanted = [key for key in kept if key.startswith(("patch_embed.", "blocks."))]
+    state = model.state_dict()
+    wrong = [key for key in wanted if key not in state or state[key].shape != kept[key].shape]
+    if wrong or not isinstance(model, Method):
+        raise WsssError(
+            f"the run {folder} does not hold this backbone",
+            why=f"it is {config.method} on {config.model.get('backbone', 'another trunk')}; "
+            f"missing or misshapen: {', '.join(wrong[:5]) or 'its blocks'}",
+            fix="give --backbone the one that the run was trained with",
+            code="state_dict",
+        )
+    kept |= {key: state[key] for key in wanted}
+    kept |= {key: state[key] for key in kept if key.startswith("norm.") and key in state}
+    patches = int(backbone.patch_embed.num_patches)
+    side = int(patches**0.5)
+    of_patches = model.stored_positions()[1].detach()
+    kept["pos_embed"] = backbone.pos_embed.detach().clone()
+    kept["pos_embed"][:, -patches:] = resize_positions(
+        of_patches, (side, side), image_size=(side, side), offset=0.0
+    )
+    backbone.load_state_dict(kept)

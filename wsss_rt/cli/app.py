@@ -17,8 +17,9 @@ from wsss_rt.errors import WsssError, nearest
 # name -> one line of help; the module wsss_rt.cli.<name> is imported when the command is called
 COMMANDS = {
     "label": "Write a pixel mask for every image.",
-    "train": "Train a localizer from images and their tags.",
+    "train": "Train a localizer from images and their tags, or a segmenter from masks.",
     "export": "Compile a trained model to one ONNX file with its card, after a parity check.",
+    "bench": "Count what a model costs: multiply-accumulates, layer by layer.",
     "eval": "Compare masks, or the boxes of maps, with ground truth.",
     "scenes": "Generate a benchmark of synthetic scenes with exact masks.",
     "models": "List the models at hand, or show a model's card.",

@@ -1,4 +1,4 @@
-"""``wsss-rt train``: from images and tags to a run folder."""
+"""``wsss-rt train``: from images and tags, or masks, to a run folder."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def train(
             show_default="labels.csv in the folder",
         ),
     ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            help="For segmenters: an output folder of `wsss-rt label`, or a folder of PNGs.",
+            show_default=False,
+        ),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +58,11 @@ def train(
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Start from this file: a state dict of the backbone.", show_default=False),
+        typer.Option(
+            metavar="FILE|RUN",
+            help="Start from this state dict of the backbone, or from the backbone of this run.",
+            show_default=False,
+        ),
     ] = None,
     img_size: Annotated[int | None, typer.Option(help="Side of training images, pixels.", min=16)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", min=0)] = None,
@@ -73,13 +84,14 @@ def train(
         bool, typer.Option("--print-config", help="Print the settings as a recipe, and end.")
     ] = False,
 ) -> None:
-    """Train a localizer from images and their tags.
+    """Train a localizer from images and their tags, or a segmenter from images and masks.
 
     \b
     Examples:
       wsss-rt train mctformer-v2 --data scenes --recipe scenes-small --out runs/scenes
       wsss-rt train mctformer-v2 --data photos --tags tags.csv --recipe folder-small --out runs/mine
       wsss-rt train mctformer-v2 --data VOC2012 --recipe voc-official --pretrained --out runs/voc
+      wsss-rt train segvit --data photos --masks labels --recipe segmenter-small --out runs/student
 
     Precedence: flag, then --set, then the recipe, then the default. Ctrl-C saves; the same command continues.
     """
@@ -88,7 +100,8 @@ def train(
 
     flags: dict[str, Any] = parse_settings(set_ or [])
     named = {
-        "data.source": data, "data.tags": tags, "data.classes": classes, "data.split": split,
+        "data.source": data, "data.tags": tags, "data.masks": masks, "data.classes": classes,
+        "data.split": split,
         "data.workers": workers, "model.backbone": backbone, "model.pretrained": pretrained,
         "model.pretrained_file": weights,
         "model.img_size": img_size, "run.batch": batch, "run.seed": seed, "run.precision": precision,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss_rt.io.atomic import write_atomic
-from wsss_rt.report.draw import encode_jpeg, overlay, to_upright
+from wsss_rt.io.decode import to_upright
+from wsss_rt.report.draw import encode_jpeg, overlay
 
 if TYPE_CHECKING:
     from wsss_rt.classes import ClassSet

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from wsss_rt.classes import BACKGROUND, IGNORE, WIDE_IGNORE, ClassSet, ignore_value
-from wsss_rt.io.decode import to_stored_raster
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,17 +26,6 @@ _FILL = 0.6
 _FADE = 0.6
 _DIVIDER = 4
 _DARK, _LIGHT = (24, 26, 31), (232, 234, 237)
-
-
-def to_upright(mask: Mask, orientation: int) -> Mask:
-    """A mask of the file's raster, turned as a person sees the image.
-
-    Args:
-        mask: (h, w) uint8 or uint16 in the stored raster.
-        orientation: EXIF orientation, 1..8.
-    """
-    # the quarter turns undo each other, all other orientations undo themselves
-    return to_stored_raster(mask, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def display_color(value: int, *, wide: bool = False) -> tuple[int, int, int]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from wsss_rt import __version__
 from wsss_rt.io.atomic import write_atomic
+from wsss_rt.io.decode import to_upright
 from wsss_rt.report.cards import FLAG_MEANINGS, figure, source_of
 from wsss_rt.report.collect import BINS, Collected, collect
-from wsss_rt.report.draw import encode_jpeg, thumbnail, to_upright
+from wsss_rt.report.draw import encode_jpeg, thumbnail
 from wsss_rt.report.markup import color, images, option, percent, shown_path, text
 
 if TYPE_CHECKING:
