@@ -16,11 +16,11 @@ from torch import nn
 from wsss_rt.classes import ClassSet
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import WsssError
-from wsss_rt.export.gate_images import gate_images
 from wsss_rt.export.graph import OPSET, OUTPUTS, Weights, build_graph, embedded_paths
-from wsss_rt.export.parity import LIMITS, GateEngine, ParityError, ParityReport, compare
+from wsss_rt.gate_images import gate_images
 from wsss_rt.io.atomic import write_atomic
 from wsss_rt.model_card import ModelCard, seal
+from wsss_rt.parity import LIMITS, GateEngine, ParityError, ParityReport, compare
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,3 +174,43 @@ def test_signals_find_their_stack_whatever_order_engines_go_in(backend: str, col
         [sys.executable, "-c", _SIGNALS_BETWEEN_ENGINES, str(color_model), backend], check=False
     )
     assert done.returncode == 0
+
+
+class OlderProcessor:
+    """OpenVINO's core as it answers where the processor has no bfloat16, or where the plugin ignores it."""
+
+    def __init__(self, core: Any, *, capabilities: tuple[str, ...], running: str) -> None:
+        self._core, self._capabilities, self._running = core, capabilities, running
+
+    def get_property(self, device: str, name: str) -> Any:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return list(self._capabilities)
+
+    def read_model(self, **given: Any) -> Any:
+        return self._core.read_model(**given)
+
+    def compile_model(self, graph: Any, device: str, config: dict[str, Any]) -> Any:
+        return self._core.compile_model(graph, device, config | {"INFERENCE_PRECISION_HINT": self._running})
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "why"), [(("FP32", "INT8"), "BF16"), (("FP32", "BF16"), "computes in f32")]
+)
+def test_a_precision_that_the_processor_does_not_have_is_refused_in_one_line(
+    color_model: Path, monkeypatch: pytest.MonkeyPatch, capabilities: tuple[str, ...], why: str
+) -> None:
+    pytest.importorskip("openvino")
+    from wsss_rt.engines import openvino
+
+    core = OlderProcessor(openvino.shared_core(), capabilities=capabilities, running="f32")
+    monkeypatch.setattr(openvino, "shared_core", lambda: core)
+    assert open_engine(color_model, backend="openvino").precision == "float32"
+    with pytest.raises(WsssError) as caught:
+        open_engine(color_model, precision="bfloat16")
+    assert caught.value.code == "precision_unavailable" and why in str(caught.value)
+    assert "drop --precision" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_start_of_an_engine_says_what_it_took(engine: Engine) -> None:
+    assert {"read", "import", "build"} == set(engine.choice["seconds"])
+    assert min(engine.choice["seconds"].values()) >= 0

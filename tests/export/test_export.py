@@ -20,10 +20,10 @@ from wsss_rt.engines.base import EngineOutput  # noqa: E402
 from wsss_rt.errors import UsageError, WsssError  # noqa: E402
 from wsss_rt.export import graph as graph_module  # noqa: E402
 from wsss_rt.export import onnx as export_module  # noqa: E402
-from wsss_rt.export.gate_images import gate_images  # noqa: E402
 from wsss_rt.export.onnx import export_onnx  # noqa: E402
-from wsss_rt.export.parity import LIMITS, ParityError, compare  # noqa: E402
+from wsss_rt.gate_images import gate_images  # noqa: E402
 from wsss_rt.model_card import CARD_KEY, SEAL_KEY, read_artifact, read_card  # noqa: E402
+from wsss_rt.parity import LIMITS, ParityError, compare  # noqa: E402
 
 
 def graph_of(path: Path) -> onnx.ModelProto:

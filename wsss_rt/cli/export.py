@@ -104,7 +104,7 @@ def export(
             raise MissingExtraError("wsss-rt export", extra="export", package=package)
 
     from wsss_rt.export.onnx import export_onnx
-    from wsss_rt.export.parity import ParityError
+    from wsss_rt.parity import ParityError
 
     if official:
         assert method is not None and classes is not None

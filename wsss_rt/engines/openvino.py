@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from wsss_rt.engines.runtime import LibraryEngine, load_error
+from wsss_rt.errors import WsssError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,8 @@ class OpenVinoEngine(LibraryEngine):
         threads: processors for one image; by default all that the process may use.
 
     Raises:
-        WsssError: the library refuses the model.
+        WsssError: the library refuses the model; code ``precision_unavailable`` where it would compute in
+            another precision than the one asked for, which its hints alone do not keep it from.
     """
 
     backend = "openvino"
@@ -50,10 +52,10 @@ class OpenVinoEngine(LibraryEngine):
         self, card: ModelCard, model: bytes, *, precision: str = "float32", threads: int | None = None
     ) -> None:
         super().__init__(card, threads)
-        self.precision = precision
+        hint = "bf16" if precision == "bfloat16" else "f32"
         config: dict[str, Any] = {
             # without this hint processors with AMX compute in bfloat16, and nobody is told
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "INFERENCE_PRECISION_HINT": hint,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self._threads,
             # decoding runs beside inference, and a pinned thread waits for its processor while others idle
@@ -61,6 +63,10 @@ class OpenVinoEngine(LibraryEngine):
         }
         try:
             core = shared_core()
+            if precision == "bfloat16" and "BF16" not in core.get_property(
+                "CPU", "OPTIMIZATION_CAPABILITIES"
+            ):
+                raise _unavailable(precision, "it lists no BF16 among what this processor is good at")
             graph = core.read_model(model=model, weights=b"")
             try:
                 compiled = core.compile_model(graph, "CPU", config | _BOUNDED)
@@ -69,6 +75,10 @@ class OpenVinoEngine(LibraryEngine):
                     raise
                 # not a public property: a release without it runs the same, in more memory
                 compiled = core.compile_model(graph, "CPU", config)
+            running = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            if running != hint:
+                raise _unavailable(precision, f"on this processor it computes in {running}")
+            self.precision = precision
             self._loaded = compiled.create_infer_request()
         except RuntimeError as error:
             raise load_error(error, self.backend) from error
@@ -79,3 +89,12 @@ class OpenVinoEngine(LibraryEngine):
         results = self._loaded.infer({0: image}, share_inputs=True, share_outputs=False)
         scores, maps = (np.array(results[name], dtype=np.float32) for name in self.card.outputs)
         return scores, maps
+
+
+def _unavailable(precision: str, why: str) -> WsssError:
+    return WsssError(
+        f"OpenVINO cannot run the model in {precision} here",
+        why=why,
+        fix="drop --precision",
+        code="precision_unavailable",
+    )

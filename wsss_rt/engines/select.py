@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import time
 from collections.abc import Callable
@@ -45,6 +46,7 @@ class _Request:
     threads: int
     card: ModelCard
     model: bytes
+    read_seconds: float
     opened: dict[str, Engine] = field(default_factory=dict)
 
 
@@ -74,7 +76,8 @@ def open_engine(
 
     Returns:
         The engine; its ``choice`` says what was asked for, measured and picked: ``requested``, ``candidates``
-        (per backend its median in milliseconds, or why it cannot run), ``picked``, ``reason``, ``cached``.
+        (per backend its median in milliseconds, or why it cannot run), ``picked``, ``reason``, ``cached``;
+        and ``seconds``: of reading the file, importing the library and building the engine.
 
     Raises:
         UsageError: an unknown name, or a backend, device or precision that is not to be had here.
@@ -91,8 +94,10 @@ def open_engine(
             raise UsageError(f"no {option} {value!r}", fix=hint)
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, not {threads}")
+    started = time.perf_counter()
     card, data = read_artifact(Path(model))
-    request = _Request(backend, device, precision, threads or default_threads(), card, data)
+    read_seconds = time.perf_counter() - started
+    request = _Request(backend, device, precision, threads or default_threads(), card, data, read_seconds)
     shape = _trial_shape(sample_shape, card)
     names = _eligible(request)
     key = trial_cache.cache_key(card, request.threads, device, precision, shape)
@@ -143,7 +148,10 @@ def _open(request: _Request, name: str) -> Engine:
         raise UsageError(
             f"the backend {name} is not installed", fix=f"pip install {name}", code="backend_missing"
         )
+    started = time.perf_counter()
     try:
+        importlib.import_module(name)
+        imported = time.perf_counter()
         engine = _openers()[name](request)
     except ImportError as error:
         raise UsageError(
@@ -152,6 +160,12 @@ def _open(request: _Request, name: str) -> Engine:
             fix=f"pip install --force-reinstall {name}; see `wsss-rt doctor`",
             code="backend_broken",
         ) from error
+    spent = {
+        "read": request.read_seconds,
+        "import": imported - started,
+        "build": time.perf_counter() - imported,
+    }
+    engine.choice["seconds"] = {stage: round(value, 4) for stage, value in spent.items()}
     request.opened[name] = engine
     return engine
 

@@ -32,15 +32,16 @@ class GateImages:
     source: str
 
 
-def gate_images(folder: Path | None, *, count: int = MIN_IMAGES) -> GateImages:
-    """Eight images, or more.
+def gate_images(folder: Path | None, *, count: int = MIN_IMAGES, least: int = MIN_IMAGES) -> GateImages:
+    """Images of several sizes.
 
     Args:
         folder: of images, searched recursively; None generates scenes.
-        count: how many, at least 8.
+        count: how many.
+        least: how many of the folder's images must be readable.
 
     Raises:
-        UsageError: the folder holds fewer than 8 images that can be decoded.
+        UsageError: the folder holds fewer readable images than that.
     """
     if folder is None:
         return _scenes(count)
@@ -60,10 +61,10 @@ def gate_images(folder: Path | None, *, count: int = MIN_IMAGES) -> GateImages:
             continue
         if len(chosen) == count:
             break
-    if len(chosen) < MIN_IMAGES:
+    if len(chosen) < least:
         raise UsageError(
             f"{folder} holds {len(chosen)} images that can be read",
-            why=f"the parity check needs at least {MIN_IMAGES}",
+            why=f"the parity check needs at least {least}",
             fix="give a folder with more images, or drop --images to check on generated scenes",
         )
     return GateImages(tuple(chosen), f"{len(chosen)} of {len(paths)} given images")

@@ -1,4 +1,4 @@
-"""The gate before an artifact: scores, maps and masks of the compiled file against float32 PyTorch."""
+"""Whether an engine does what the model does: its scores, maps and masks against a reference's."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ class Limits:
 LIMITS: Mapping[str, Limits] = {
     "float32": Limits(maps=1e-4, scores=1e-4, masks=1e-3),
     "float16": Limits(maps=5e-3, scores=5e-3, masks=1e-3),
+    # eight bits, in every layer: what a mask may differ by is what the whole pipeline may
+    "bfloat16": Limits(maps=1e-1, scores=1e-1, masks=5e-3),
 }
 
 
@@ -79,12 +81,14 @@ class ParityReport:
         images: how many were compared.
         source: what images, in words.
         missing: engines that could not take part, with the reason.
+        against: what the reference was, in words.
     """
 
     rows: tuple[ParityRow, ...]
     images: int
     source: str
     missing: Mapping[str, str]
+    against: str = "float32 PyTorch"
 
     @property
     def passed(self) -> bool:
@@ -102,7 +106,7 @@ class ParityReport:
                 "passed": row.passed,
             }
         return {
-            "against": "float32 PyTorch",
+            "against": self.against,
             "images": self.images,
             "source": self.source,
             "passed": self.passed,
@@ -161,6 +165,7 @@ def compare(
     limits: Limits,
     source: str,
     missing: Mapping[str, str] | None = None,
+    against: str = "float32 PyTorch",
 ) -> ParityReport:
     """Run the images through the model and each engine.
 
@@ -172,6 +177,7 @@ def compare(
         limits: what still counts as equal.
         source: what images these are, for the report.
         missing: engines that cannot take part, with the reason.
+        against: what the reference is, for the report.
     """
     found: dict[str, list[tuple[_Difference, _Difference, _Difference]]] = {name: [] for name in engines}
     for image in images:
@@ -203,7 +209,7 @@ def compare(
                 difference.count for difference in differences
             )
             rows.append(ParityRow(name, output, worst, mean, limit))
-    return ParityReport(tuple(rows), len(images), source, dict(missing or {}))
+    return ParityReport(tuple(rows), len(images), source, dict(missing or {}), against)
 
 
 @dataclass(frozen=True)
