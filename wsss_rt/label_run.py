@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -48,9 +48,20 @@ PEEKED = 8
 
 
 def label_folder(
-    job: Job, *, progress: Progress | None = None, stdin: IO[bytes] | IO[str] | None = None
+    job: Job,
+    *,
+    progress: Progress | None = None,
+    stdin: IO[bytes] | IO[str] | None = None,
+    engine: Engine | None = None,
 ) -> Summary:
     """Label a job's images into its output folder.
+
+    Args:
+        job: what to label.
+        progress: is told what happens.
+        stdin: where ``-`` among the inputs reads paths.
+        engine: one that is already open on the job's model, in place of the one that the job asks for; it
+            stays open.
 
     SIGINT and SIGTERM finish the images in flight and end the run, which can then be resumed.
 
@@ -75,8 +86,9 @@ def label_folder(
         previous = run_record.read_run(job.out)
         wanted = needs(job.formats)
         options = replace(job.options, keep_image="image" in wanted, keep_maps="maps" in wanted)
-        with closing(_open_engine(job, plan, previous)) as engine, Interrupts() as interrupts:
-            labeler = Labeler(engine=engine, tags=plan.tags, options=options)
+        opened = closing(_open_engine(job, plan, previous)) if engine is None else nullcontext(engine)
+        with opened as running, Interrupts() as interrupts:
+            labeler = Labeler(engine=running, tags=plan.tags, options=options)
             labeler.warm_up(told.message)
             return _Run(job, plan, labeler, told, interrupts).execute(previous)
 

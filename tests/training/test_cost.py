@@ -65,7 +65,7 @@ def test_the_command_compares_methods_and_runs(
     arguments = {"backbone": "vit_test_tiny", "img_size": 64, "background": True}
     model = create_model("conv-head", num_classes=3, **arguments)
     save_run(tmp_path / "run", model, RunConfig("conv-head", ("a", "b", "c"), arguments))
-    code, out, _ = bench(monkeypatch, capsys, "--count", tmp_path / "run", "--json")
+    code, out, _ = bench(monkeypatch, capsys, "--count", tmp_path / "run", "--json", "-")
     (found,) = json.loads(out)
     assert code == 0 and found["method"] == "conv-head" and found["size"] == [64, 64]
     assert sum(found["layers"].values()) == found["macs"]
@@ -84,7 +84,7 @@ def test_the_command_says_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, words in (
-        ((), "--count"),
+        (("--time", "2"), "--count"),
         (("--count", "segvat"), "segvit"),
         (("--count", tmp_path / "none.onnx"), "no run or model"),
         (("--count", "segvit", "--size", "500"), "500x375"),

@@ -19,7 +19,7 @@ COMMANDS = {
     "label": "Write a pixel mask for every image.",
     "train": "Train a localizer from images and their tags, or a segmenter from masks.",
     "export": "Compile a trained model to one ONNX file with its card, after a parity check.",
-    "bench": "Count what a model costs: multiply-accumulates, layer by layer.",
+    "bench": "Measure how fast a model and the pipeline run here, with every engine.",
     "eval": "Compare masks, or the boxes of maps, with ground truth.",
     "scenes": "Generate a benchmark of synthetic scenes with exact masks.",
     "models": "List the models at hand, or show a model's card.",

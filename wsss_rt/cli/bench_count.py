@@ -1,13 +1,12 @@
-"""``wsss-rt bench``: what models cost."""
+"""``wsss-rt bench --count``: multiply-accumulates of models, layer by layer."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from wsss_rt.errors import MissingExtraError, UsageError
 
@@ -18,73 +17,72 @@ _PACKAGES = ("torch", "timm")
 _DEFAULT_CLASSES = 20
 
 
-def bench(
-    count: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Count multiply-accumulates of a method, a run folder or a model file; several.",
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Image, pixels. [default: the model's training size, square]"),
-    ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Of a method by its name. [default: 20]")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Of a method by its name: a ViT of timm.")] = None,
-    img_size: Annotated[
-        int | None, typer.Option(min=16, help="Of a method by its name: side of training images, pixels.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="OPTION=VALUE", help="Of a method by its name, e.g. shrink_at=8."),
-    ] = None,
-    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Show every layer.")] = True,
-    time_: Annotated[
-        int,
-        typer.Option("--time", metavar="RUNS", min=0, help="Also time so many passes of each in PyTorch."),
-    ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
-    """Count what a pass of one image costs, layer by layer.
+@dataclass(frozen=True)
+class CountRequest:
+    """What to count.
 
-    Multiply-accumulates by fvcore's rules, which are the "GFLOPs" of most vision papers. Counting needs
-    neither weights nor memory. With several models, the second column of the summary is against the first.
-
-    \b
-    Examples:
-      wsss-rt bench --count runs/mine
-      wsss-rt bench --count mctformer-v2 --size 500x375
-      wsss-rt bench --count segvit --count segvit-shrunk --backbone vit_large_patch16_224 --img-size 640
-          --classes 150 --no-layers
+    Attributes:
+        models: names of methods, run folders, model files.
+        size: (height, width) of the image, pixels; None takes each model's training size.
+        method_options: of methods named by their name: ``classes``, ``backbone``, ``img_size``, and options
+            of the method; None is the default.
+        settings: more of these, as ``OPTION=VALUE``.
+        runs: passes of each to time in PyTorch.
     """
-    if not count:
-        raise UsageError("nothing to do", fix="name a model: --count segvit, --count runs/mine")
+
+    models: tuple[str, ...]
+    size: tuple[int, int] | None
+    method_options: dict[str, Any]
+    settings: tuple[str, ...]
+    runs: int
+
+
+def count_models(request: CountRequest, *, layers: bool, json_out: Path | None) -> None:
+    """Count and print.
+
+    Args:
+        request: what to count.
+        layers: show every layer.
+        json_out: write JSON there in place of tables; ``-`` is stdout.
+
+    Raises:
+        UsageError: no such method, run or model, or an option that does not go with it.
+        MissingExtraError: PyTorch or timm is not installed.
+    """
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
-            raise MissingExtraError("wsss-rt bench", extra="train", package=package)
-    wanted = None if size is None else _parse_size(size)
-    given = {"backbone": backbone, "img_size": img_size, "classes": classes, **_parse(set_ or [])}
+            raise MissingExtraError("wsss-rt bench --count", extra="train", package=package)
+    given = {**request.method_options, **_parse(list(request.settings))}
     given = {key: value for key, value in given.items() if value is not None}
 
     from wsss_rt.training.cost import count as count_pass
     from wsss_rt.training.cost import meta_model
 
-    specs = [_describe(name, given) for name in count]
+    names = list(request.models)
+    specs = [_describe(name, given) for name in names]
     costs: list[Cost] = []
     for method, num_classes, arguments in specs:
         model: Any = meta_model(method, num_classes=num_classes, **arguments)
-        costs.append(count_pass(model, wanted or (model.img_size, model.img_size)))
-    seconds: list[float | None] = _time(specs, costs, time_) if time_ else [None] * len(costs)
-    if as_json:
-        print(
-            json.dumps([_as_dict(*row) for row in zip(count, specs, costs, seconds, strict=True)], indent=2)
-        )
+        costs.append(count_pass(model, request.size or (model.img_size, model.img_size)))
+    seconds: list[float | None] = _time(specs, costs, request.runs) if request.runs else [None] * len(costs)
+    if json_out is not None:
+        rows = [_as_dict(*row) for row in zip(names, specs, costs, seconds, strict=True)]
+        write_json(json.dumps(rows, indent=2) + "\n", json_out)
         return
     if layers:
-        for name, cost in zip(count, costs, strict=True):
+        for name, cost in zip(names, costs, strict=True):
             _show_layers(name, cost)
-    _show_summary(count, costs, seconds)
+    _show_summary(names, costs, seconds)
+
+
+def write_json(text: str, out: Path) -> None:
+    """Write a report to a file, or to stdout where it is called ``-``."""
+    if str(out) == "-":
+        print(text, end="", flush=True)
+        return
+    from wsss_rt.io.atomic import write_atomic
+
+    write_atomic(out, text.encode())
 
 
 Spec = tuple[str, int, dict[str, Any]]
@@ -179,13 +177,6 @@ def _show_summary(names: list[str], costs: list[Cost], seconds: list[float | Non
             row += [f"{value:.3f}", f"{value / seconds[0]:.3f}"]
     print_table("", header, rows)
     print("\nmultiply-accumulates of one image by fvcore's rules; see training/cost.py")
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    height, sign, width = text.lower().partition("x")
-    if not sign or not height.isdigit() or not width.isdigit() or not int(height) or not int(width):
-        raise UsageError(f"--size {text!r} is no size", fix="write it as height x width: --size 500x375")
-    return int(height), int(width)
 
 
 def _parse(settings: list[str]) -> dict[str, Any]:

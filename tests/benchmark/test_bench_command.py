@@ -1,0 +1,127 @@
+"""`wsss-rt bench` on a tiny model: everything is measured once, and what it writes can be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.cli.label_runs import Cli
+from tests.label_models import blocks, write_color_model
+from wsss_rt.benchmark import run, subjects
+from wsss_rt.engines.base import EngineOutput
+from wsss_rt.engines.openvino import OpenVinoEngine
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+FLOAT = ("onnxruntime float32", "openvino float32")
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_color_model(tmp_path / "color.onnx")
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        Image.fromarray(blocks(index)).save(tmp_path / "photos" / f"{index}.png")
+    # what the machine can do at most is measured in test_flops
+    monkeypatch.setattr(run, "product_rate", lambda engine, seconds: 1e11)
+    return Cli(tmp_path, monkeypatch, capsys)
+
+
+OPTIONS = ("color.onnx", "--images", "photos", "--seconds", "0.01", "--precision", "float32")
+
+
+def test_a_bench_measures_model_and_pipeline_and_can_be_held_against_itself(cli: Cli, tmp_path: Path) -> None:
+    ended = cli("bench", *OPTIONS, "--batch", "1,2", "--size", "64x96", "--json", "now.json")
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "now.json").read_text())
+    assert [engine["name"] for engine in found["engines"]] == list(FLOAT) and found["skipped"] == {}
+    for engine in found["engines"]:
+        assert set(engine["seconds"]) == {"read", "import", "build"}
+        assert engine["agreement"]["passed"] and engine["agreement"]["masks"]["mean"] == 0
+        assert engine["agreement"]["images"] == 3
+    assert [row["key"] for row in found["rows"]] == [
+        *(f"model, {name}, batch {batch}, 64x96 px" for batch in (1, 2) for name in FLOAT),
+        *(f"pipeline, {name}, batch {batch}" for batch in (1, 2) for name in FLOAT),
+    ]
+    for row in found["rows"]:
+        assert row["images_per_second"] > 0 and row["agrees"] and row["speed_up"] > 0
+        if "milliseconds" in row:
+            times = row["milliseconds"]
+            assert times["count"] >= 5 and times["p50"] <= times["p90"] <= times["p95"] <= times["p99"]
+            assert row["flops"] == 2 * 8 * 12 * 9 and row["first_ms"] > 0
+            assert row["flops_per_second"] == pytest.approx(row["flops"] * row["images_per_second"], rel=1e-4)
+            assert row["share_of_products"] == pytest.approx(row["flops_per_second"] / 1e11, rel=1e-4)
+        else:
+            stages = row["stages_ms"]
+            assert {"read", "decode", "prepare", "infer", "localize", "write", "total"} <= set(stages)
+            assert stages["write"]["count"] == 3 * row["runs"] >= 6 and row["failed"] == 0
+    assert found["copy_bytes_per_second"] > 1e8 and found["versions"]["onnxruntime"]
+    assert "masks equal %" in ended.out and "images/s" in ended.out and "100.000" in ended.out
+    # the same report holds against itself; a faster past fails the command, after the tables
+    row = found["rows"][0]
+    row["images_per_second"] *= 1e6
+    (tmp_path / "old.json").write_text(json.dumps(found))
+    options = (*OPTIONS, "--scope", "model", "--size", "64x96", "--backend", "onnxruntime")
+    ended = cli("bench", *options, "--compare", "old.json", "--fail-if", "0.5")
+    assert ended.code == 1 and "against old.json" in ended.out
+    (line,) = ended.error_lines
+    assert "worse than in old.json" in line and row["key"] in line and "not measured any more" in line
+
+
+def test_an_engine_with_wrong_masks_gets_no_speed_up(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    infer = OpenVinoEngine.infer
+
+    def mirrored(self: OpenVinoEngine, images: Any) -> EngineOutput:
+        found = infer(self, images)
+        return EngineOutput(found.scores, found.maps[..., ::-1].copy())
+
+    monkeypatch.setattr(OpenVinoEngine, "infer", mirrored)
+    ended = cli("bench", *OPTIONS, "--scope", "model", "--size", "64x96", "--json", "-")
+    found = json.loads(ended.out)
+    assert ended.code == 0
+    assert [row["speed_up"] for row in found["rows"]] == [1.0, None]
+    assert [engine["agreement"]["passed"] for engine in found["engines"]] == [True, False]
+
+
+def test_what_does_not_run_here_is_said(cli: Cli) -> None:
+    options = [word for word in OPTIONS if word not in ("--precision", "float32")]
+    ended = cli("bench", *options, "--scope", "model", "--size", "32x32", "--backend", "onnxruntime")
+    assert ended.code == 0
+    assert "onnxruntime bfloat16 does not run here: bfloat16 runs in OpenVINO on the CPU only" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--backend", "onnxrt"), "onnxruntime"),
+        (("--precision", "bf16"), "bfloat16"),
+        (("--scope", "modell"), "model"),
+        (("--size", "500"), "500x375"),
+        (("--batch", "0"), "--batch 1,4"),
+        (("--fail-if", "0.1"), "--compare OLD.json"),
+        (("--compare", "none.json"), "cannot read none.json"),
+        (("--seconds", "0"), "--seconds"),
+        (("--classes", "3"), "--count"),
+        (("--count", "segvit"), "--count color.onnx"),
+        (("--images", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_wrong_option_ends_before_anything_is_measured(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setattr(run, "open_subjects", None)
+    ended = cli("bench", "color.onnx", *options)
+    assert ended.code == 2 and words in ended.err and "Traceback" not in ended.err
+
+
+def test_the_reference_comes_first_and_names_are_checked() -> None:
+    pairs = subjects.wanted(("openvino", "onnxruntime"), ())
+    assert pairs[0] == ("onnxruntime", "float32") and len(pairs) == 4
+    assert subjects.wanted(("openvino",), ("float32",)) == [("openvino", "float32")]

@@ -1,0 +1,73 @@
+"""The whole labeller, from files to masks on the disk, timed by its own stopwatch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from shutil import rmtree
+from typing import TYPE_CHECKING
+
+from wsss_rt.benchmark.turns import Task
+from wsss_rt.errors import WsssError
+from wsss_rt.io.manifest import Manifest
+from wsss_rt.label_run import MANIFEST_NAME, label_folder
+from wsss_rt.timing import StageTimes
+
+if TYPE_CHECKING:
+    from wsss_rt.engines.base import Engine
+    from wsss_rt.label_plan import Job
+
+# what an image goes through, in order
+STAGES = ("read", "decode", "prepare", "infer", "localize", "refine", "decide", "encode", "write")
+# runs over all images; each is a sample, and the stages have one for each image
+LEAST_RUNS = 2
+
+
+class PipelineTask(Task):
+    """One labelling run after another over the same images, with an engine that stays open.
+
+    Args:
+        job: what to label; ``out`` is a folder for this task alone.
+        engine: runs the model.
+        images: how many the job has.
+
+    Attributes:
+        stages: milliseconds per image of each stage, and of all of them as ``total``. Stages of several
+            images run at once, so that an image's total is more than its share of the run.
+        failed: images without a mask, in all runs.
+    """
+
+    def __init__(self, job: Job, engine: Engine, *, images: int) -> None:
+        super().__init__(self.run, images=images)
+        self._job, self._engine, self._runs = job, engine, 0
+        self.stages = StageTimes()
+        self.failed = 0
+
+    def warm_up(self) -> None:
+        """One run that does not count."""
+        self._label(counts=False)
+
+    def run(self) -> None:
+        """One run; its time is that of the labelling, without reading the model and listing files."""
+        self._label(counts=True)
+
+    def _label(self, *, counts: bool) -> None:
+        self._runs += 1
+        out = self._job.out / str(self._runs)
+        summary = label_folder(replace(self._job, out=out), engine=self._engine)
+        if summary.signal:
+            raise KeyboardInterrupt
+        if not summary.labelled:
+            raise WsssError(
+                f"none of the {summary.images} images could be labelled",
+                why=", ".join(f"{count} {code}" for code, count in summary.errors.most_common()),
+                fix="see what `wsss-rt label` says of them",
+            )
+        if counts:
+            self.samples.add(1e3 * summary.wall_seconds)
+            self.seconds += summary.wall_seconds
+            self.failed += summary.failed
+            for record in Manifest(out / MANIFEST_NAME).load():
+                timings: Mapping[str, float] = record["timings"]
+                self.stages.add({**timings, "total": sum(timings.values())})
+        rmtree(out)

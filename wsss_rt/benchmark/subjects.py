@@ -1,0 +1,181 @@
+"""The engines that are measured: opened, called once, and held against float32 ONNX Runtime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsss_rt.benchmark.memory import peak_growth
+from wsss_rt.engines import BACKENDS, PRECISIONS, open_engine
+from wsss_rt.engines.windows import windowed
+from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.parity import LIMITS, ParityReport, compare
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wsss_rt.engines.base import Engine
+    from wsss_rt.gate_images import GateImages
+
+REFERENCE = ("onnxruntime", "float32")
+AGAINST = "float32 ONNX Runtime"
+
+
+@dataclass
+class Subject:
+    """One engine, ready to be measured.
+
+    Attributes:
+        name: backend, precision and, where it is no CPU, device.
+        engine: as the labeller would run it.
+        first_ms: by input shape (B, H, W), the first call, in which libraries choose and compile kernels.
+        memory_bytes: what opening it and these calls took at their peak; None where the system does not tell.
+        product_rate: FLOP/s of plain matrix products in its library; 0 until it is measured.
+        parity: whether it does what float32 ONNX Runtime does; None until it is known.
+    """
+
+    name: str
+    engine: Engine
+    first_ms: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    product_rate: float = 0.0
+    parity: ParityReport | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether its results may be used, so that its speed means anything."""
+        return self.parity is not None and self.parity.passed
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "backend": self.engine.backend,
+            "precision": self.engine.precision,
+            "device": self.engine.device,
+            "seconds": self.engine.choice.get("seconds", {}),
+            "memory_bytes": self.memory_bytes,
+            "product_flops_per_second": self.product_rate,
+            "agreement": None if self.parity is None else agreement(self.parity),
+        }
+
+
+def agreement(parity: ParityReport) -> dict[str, Any]:
+    """The comparison of one engine, for JSON and the table."""
+    found: dict[str, Any] = {"against": parity.against, "images": parity.images, "passed": parity.passed}
+    for row in parity.rows:
+        found[row.output] = {"worst": row.worst, "mean": row.mean, "limit": row.limit, "passed": row.passed}
+    return found
+
+
+def wanted(backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of a backend and a precision, the reference first where it is among them.
+
+    Args:
+        backends: empty for all that are known.
+        precisions: empty for all that are known.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    known_precisions = tuple(name for name in PRECISIONS if name != "auto")
+    for names, known, option in (
+        (backends, BACKENDS, "backend"),
+        (precisions, known_precisions, "precision"),
+    ):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"no {option} {name!r}", fix=nearest(name, known))
+    pairs = dict.fromkeys(product(backends or BACKENDS, precisions or known_precisions))
+    return sorted(pairs, key=lambda pair: pair != REFERENCE)
+
+
+def open_subjects(
+    model: Path,
+    pairs: Iterable[tuple[str, str]],
+    inputs: Sequence[NDArray[np.float32]],
+    *,
+    device: str,
+    threads: int | None,
+    tell: Callable[[str], None],
+) -> tuple[list[Subject], dict[str, str]]:
+    """Open what opens, and why the others don't.
+
+    Args:
+        model: the artifact.
+        pairs: as :func:`wanted` gives them.
+        inputs: (B, 3, H, W) of every shape that will be measured.
+        device: as ``open_engine`` takes it.
+        threads: as ``open_engine`` takes it.
+        tell: gets a line before each.
+
+    Raises:
+        WsssError: none of them opens.
+    """
+    subjects: list[Subject] = []
+    skipped: dict[str, str] = {}
+    for backend, precision in pairs:
+        name = f"{backend} {precision}"
+        tell(f"opening {name}")
+        with peak_growth() as growth:
+            try:
+                engine = open_engine(
+                    model, backend=backend, precision=precision, device=device, threads=threads, cache=False
+                )
+            except WsssError as error:
+                skipped[name] = str(error)
+                continue
+            if engine.device != "cpu":
+                name = f"{name} {engine.device}"
+            subject = Subject(name, windowed(engine))
+            for images in inputs:
+                started = time.perf_counter()
+                subject.engine.infer(images)
+                shape = (images.shape[0], images.shape[2], images.shape[3])
+                subject.first_ms[shape] = 1e3 * (time.perf_counter() - started)
+        subject.memory_bytes = growth.bytes
+        subjects.append(subject)
+    if not subjects:
+        raise WsssError(
+            "none of the engines can run the model",
+            why="; ".join(f"{name}: {reason}" for name, reason in skipped.items()),
+            fix="see `wsss-rt doctor`",
+            code="no_backend",
+        )
+    return subjects, skipped
+
+
+def judge(model: Path, subjects: Sequence[Subject], images: GateImages, *, threads: int | None) -> None:
+    """Hold every engine against float32 ONNX Runtime on real images, and keep what was found.
+
+    Raises:
+        WsssError: ONNX Runtime cannot run the model.
+    """
+    cpu = [subject.engine for subject in subjects if subject.name == " ".join(REFERENCE)]
+    reference = cpu[0] if cpu else _open_reference(model, threads)
+    try:
+        for subject in subjects:
+            subject.parity = compare(
+                reference.infer,
+                {subject.name: subject.engine},
+                images.images,
+                card=subject.engine.card,
+                limits=LIMITS[subject.engine.precision],
+                source=images.source,
+                against=AGAINST,
+            )
+    finally:
+        if not cpu:
+            reference.close()
+
+
+def _open_reference(model: Path, threads: int | None) -> Engine:
+    backend, precision = REFERENCE
+    return windowed(
+        open_engine(model, backend=backend, precision=precision, device="cpu", threads=threads, cache=False)
+    )

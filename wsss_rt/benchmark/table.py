@@ -1,0 +1,204 @@
+"""A report as text for someone who did not write it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from wsss_rt.benchmark.compare import Change
+from wsss_rt.benchmark.pipeline import STAGES
+from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report
+from wsss_rt.tables import print_table
+
+_PERCENTILES = ("p50", "p90", "p95", "p99", "mean")
+# of the lines that explain a table
+_WIDTH = 110
+
+
+def show(report: Report) -> None:
+    """Print all tables of a report, each with what its columns mean."""
+    machine, model = report.machine, report.model
+    _explain(
+        f"{model['name']}: {model['method']}, {model['classes']} classes.",
+        f"{machine['processor']}, {report.settings['threads']} of {machine['processors']} processors,",
+        f"load {machine['load_before']:.1f} before;",
+        ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
+    )
+    _show_engines(report)
+    if report.model_rows:
+        _show_model(report)
+    if report.pipeline_rows:
+        _show_pipeline(report)
+    for line in remarks(report):
+        print(f"note: {line}")
+
+
+def remarks(report: Report) -> list[str]:
+    """What must not be overlooked: wrong masks, engines that are missing, images that failed."""
+    lines = []
+    for engine in report.engines:
+        found = engine["agreement"]
+        if not found["passed"]:
+            lines.append(
+                f"{engine['name']} does not agree with {found['against']} ({_failures(found)}), so no "
+                "speed-up is shown for it"
+            )
+    lines += [f"{name} does not run here: {reason}" for name, reason in report.skipped.items()]
+    lines += [
+        f"{row.key}: {row.failed} of {row.runs * report.images['count']} images failed"
+        for row in report.pipeline_rows
+        if row.failed
+    ]
+    uncounted = sorted({name for row in report.model_rows for name in row.uncounted})
+    if uncounted:
+        lines.append(f"the FLOPs leave out what {', '.join(uncounted)} multiplies")
+    return lines
+
+
+def show_changes(changes: Sequence[Change], earlier: str) -> None:
+    """Print what changed since an earlier report."""
+    rows = [
+        [
+            change.key,
+            _number(change.before),
+            _number(change.now),
+            "-" if change.ratio is None else f"{change.ratio:.2f}",
+            "wrong now" if change.disagrees else "",
+        ]
+        for change in changes
+    ]
+    print()
+    header = ("row", "images/s before", "now", "now / before", "masks")
+    print_table(f"against {earlier}", header, rows)
+
+
+def _show_engines(report: Report) -> None:
+    rows = []
+    for engine in report.engines:
+        seconds, found = engine["seconds"], engine["agreement"]
+        rows.append(
+            [
+                engine["name"],
+                *(f"{seconds.get(stage, 0):.2f}" for stage in ("read", "import", "build")),
+                _megabytes(engine["memory_bytes"]),
+                f"{engine['product_flops_per_second'] / 1e9:.0f}",
+                f"{100 * (1 - found['masks']['mean']):.3f}",
+                f"{found['maps']['worst']:.1e}",
+                "yes" if found["passed"] else "NO",
+            ]
+        )
+    header = (
+        "engine",
+        "read s",
+        "import s",
+        "build s",
+        "MB",
+        "GFLOP/s",
+        "masks equal %",
+        "map error",
+        "agrees",
+    )
+    print()
+    print_table("engines", header, rows)
+    found = report.engines[0]["agreement"]
+    _explain(
+        "read, import, build: the file, the library (once), the engine.",
+        "MB: memory at its peak, beyond what the process had.",
+        "GFLOP/s: plain matrix products in this library and precision, the most a model can reach.",
+        f"masks, map error: against {found['against']} on {found['images']} images; the largest error of a",
+        "map over its largest value.",
+    )
+
+
+def _show_model(report: Report) -> None:
+    rows = [_model_cells(row, report.copy_rate) for row in report.model_rows]
+    header = (
+        "engine", "batch", "image", "first ms", *(f"{name} ms" for name in _PERCENTILES), "calls",
+        "images/s", "GFLOP/s", "% of products", "GB/s", "% of copy", "speed-up",
+    )  # fmt: skip
+    print()
+    print_table("the model alone, from memory to memory", header, rows)
+    sizes = ", ".join(
+        dict.fromkeys(
+            f"{row.flops / 1e9:.3f} GFLOP and {row.bytes / 1e6:.0f} MB at {row.size[0]}x{row.size[1]} px"
+            for row in report.model_rows
+            if row.engine == report.engines[0]["name"]
+        )
+    )
+    _explain(
+        f"An image takes {sizes}: two FLOP for each multiply-accumulate of matrix products and convolutions",
+        "(norms, softmax and the like are not counted), and each of their operands and results once.",
+        f"A copy of memory moves {report.copy_rate / 1e9:.1f} GB/s here; what stays in caches can be faster.",
+        "No call is left out of percentiles and mean; the first call stands apart.",
+        f"speed-up: images/s over those of {report.engines[0]['name']}, measured in turns with it.",
+    )
+
+
+def _model_cells(row: ModelRow, copy_rate: float) -> list[str]:
+    return [
+        row.engine,
+        str(row.batch),
+        f"{row.size[0]}x{row.size[1]}",
+        f"{row.first_ms:.1f}",
+        *(f"{row.milliseconds[name]:.1f}" for name in _PERCENTILES),
+        str(row.milliseconds["count"]),
+        _number(row.images_per_second),
+        f"{row.flops_per_second / 1e9:.1f}",
+        f"{100 * row.share_of_products:.0f}",
+        f"{row.bytes_per_second / 1e9:.1f}",
+        f"{100 * row.bytes_per_second / copy_rate:.0f}",
+        _speed_up(row),
+    ]
+
+
+def _show_pipeline(report: Report) -> None:
+    rows = [_pipeline_cells(row) for row in report.pipeline_rows]
+    header = ("engine", "batch", *STAGES, "p50", "p90", "p95", "p99", "images/s", "MB", "speed-up")
+    refined = f"--refine {report.settings['refine']}, tags {report.settings['tags']}"
+    print()
+    print_table(f"wsss-rt label on {report.images['source']}, {refined}", header, rows)
+    runs = min(row.runs for row in report.pipeline_rows)
+    _explain(
+        "Stages: mean milliseconds of an image; several images are in work at once, so that images/s is more",
+        "than one image's time suggests. p50 to p99: milliseconds of all stages of one image.",
+        "MB: engine and pipeline at their peak. Masks are written as PNG and flushed to the disk.",
+        f"{runs} runs or more, after one to warm up.",
+    )
+
+
+def _pipeline_cells(row: PipelineRow) -> list[str]:
+    total = row.stages_ms["total"]
+    return [
+        row.engine,
+        str(row.batch),
+        *(f"{row.stages_ms[stage]['mean']:.1f}" if stage in row.stages_ms else "-" for stage in STAGES),
+        *(f"{total[name]:.1f}" for name in _PERCENTILES[:4]),
+        _number(row.images_per_second),
+        _megabytes(row.memory_bytes),
+        _speed_up(row),
+    ]
+
+
+def _failures(found: dict[str, dict[str, float]]) -> str:
+    return ", ".join(
+        f"{output} differ by {found[output]['mean' if output == 'masks' else 'worst']:.2e}, "
+        f"limit {found[output]['limit']:.0e}"
+        for output in ("scores", "maps", "masks")
+        if not found[output]["passed"]
+    )
+
+
+def _speed_up(row: ModelRow | PipelineRow) -> str:
+    return "-" if row.speed_up is None else f"{row.speed_up:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _megabytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.0f}"
+
+
+def _explain(*sentences: str) -> None:
+    print(textwrap.fill(" ".join(sentences), width=_WIDTH, break_on_hyphens=False))
