@@ -1,0 +1,1 @@
+"""The whole labeller beside a peer that works as published code does."""
