@@ -126,6 +126,8 @@ def _profile(model: bytes, size: tuple[int, int]) -> list[dict[str, Any]]:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # a weight that was packed for a kernel is freed, and its shape is missing from the profile
+        options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "pass")
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
