@@ -19,6 +19,7 @@ from PIL import Image
 
 from wsss_rt.classes import BACKGROUND, IGNORE
 from wsss_rt.errors import ImageError, ImageErrorCode
+from wsss_rt.model_card import MapRule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,7 +151,11 @@ def check_finite(outputs: Sequence[EngineOutput]) -> None:
 
 
 def merge_passes(
-    maps: Sequence[NDArray[np.float32]], present: Sequence[int], *, size: tuple[int, int]
+    maps: Sequence[NDArray[np.float32]],
+    present: Sequence[int],
+    *,
+    size: tuple[int, int],
+    rule: MapRule | None = None,
 ) -> NDArray[np.float32]:
     """Sum the passes' maps at image resolution and normalise each present class to 0..1.
 
@@ -158,11 +163,13 @@ def merge_passes(
         maps: per pass (F, C, h, w) float32; row 1, where there is one, belongs to the mirror image.
         present: 0-based indices of the classes that the image's tags name.
         size: (H, W) of the result, pixels.
+        rule: the card's; None is the default one.
 
     Returns:
-        (len(present), H, W) float32 in 0..1: bilinear upsampling with half-pixel centres and no
-        antialiasing, the plain sum over passes, then (m - min) / (max - min + 1e-8) per class.
+        (len(present), H, W) float32 in 0..1: upsampling with half-pixel centres and no antialiasing, the
+        plain sum over passes, then per class (m - min) / (max - min + 1e-8), or max(m, 0) / (max + 1e-8).
     """
+    rule = rule or MapRule()
     index = list(present)
     grids: dict[tuple[int, int], NDArray[np.float32]] = {}
     for entry in maps:
@@ -173,14 +180,15 @@ def merge_passes(
         grids[shape] = grids[shape] + tokens if shape in grids else tokens
     height, width = size
     merged = np.zeros((len(index), height, width), np.float32)
+    method = cv2.INTER_CUBIC if rule.upsample == "bicubic" else cv2.INTER_LINEAR
     for tokens in grids.values():
         for plane, small in zip(merged, tokens, strict=True):
-            grown = cv2.resize(
-                np.ascontiguousarray(small, np.float32), (width, height), interpolation=cv2.INTER_LINEAR
-            )
+            grown = cv2.resize(np.ascontiguousarray(small, np.float32), (width, height), interpolation=method)
             plane += grown
     for plane in merged:
-        low, high = plane.min(), plane.max()
+        if rule.normalise == "peak":
+            np.maximum(plane, 0, out=plane)
+        low, high = (plane.min(), plane.max()) if rule.normalise == "minmax" else (0, plane.max())
         plane -= low
         plane /= high - low + np.float32(NORMALISE_EPSILON)
     return merged

@@ -65,17 +65,33 @@ class Recommended:
 
 
 @dataclass(frozen=True)
+class MapRule:
+    """How a localizer's maps become scores of pixels.
+
+    Attributes:
+        upsample: ``bilinear`` or ``bicubic``, with half-pixel centres and no antialiasing.
+        normalise: of each class's sum over the passes: ``minmax`` to 0..1, or ``peak``, which rectifies it
+            and divides by its largest value.
+    """
+
+    upsample: Literal["bilinear", "bicubic"] = "bilinear"
+    normalise: Literal["minmax", "peak"] = "minmax"
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """Everything that the runtime needs to know about a model.
 
     Attributes:
-        kind: ``localizer`` (maps from tags) or ``segmenter`` (a class per pixel).
+        kind: ``localizer`` (maps from tags), ``segmenter`` (a class per pixel) or ``affinity`` (what
+            neighbouring cells have in common, for the random walk; it knows no classes).
         method: name as in ``create_model``, e.g. ``mctformer-v2``.
         classes: names in output order, without background.
         colors: RGB per class, same order.
         input: see :class:`InputSpec`.
         outputs: names of the graph's outputs.
         recommended: see :class:`Recommended`.
+        maps: see :class:`MapRule`.
         precision: of the stored computation, e.g. ``float32``.
         options: method options that are baked into the graph.
         training: data, seed, images seen, recipe.
@@ -85,11 +101,12 @@ class ModelCard:
 
     method: str
     classes: tuple[str, ...]
-    kind: Literal["localizer", "segmenter"] = "localizer"
+    kind: Literal["localizer", "segmenter", "affinity"] = "localizer"
     colors: tuple[tuple[int, int, int], ...] = ()
     input: InputSpec = field(default_factory=InputSpec)
     outputs: tuple[str, ...] = ("scores", "maps")
     recommended: Recommended = field(default_factory=Recommended)
+    maps: MapRule = field(default_factory=MapRule)
     precision: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -124,6 +141,7 @@ class ModelCard:
                 )
             raw["input"] = InputSpec(**_tuples(raw["input"]))
             raw["recommended"] = Recommended(**_tuples(raw["recommended"]))
+            raw["maps"] = MapRule(**raw.get("maps", {}))
             raw["colors"] = tuple(tuple(color) for color in raw["colors"])
             raw["classes"], raw["outputs"] = tuple(raw["classes"]), tuple(raw["outputs"])
             return cls(**raw)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wsss_rt.errors import UsageError
 from wsss_rt.refine.params import CrfParams
+from wsss_rt.refine.walk_params import WalkParams
 
 if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
@@ -26,6 +27,7 @@ class LabelOptions:
         ignore_band: (low, high); pixels whose best class score lies in [low, high) become 255.
         refine: name of a refiner.
         crf, crf_backend: parameters of the refiner ``crf``, and who computes it.
+        walk, affinity: parameters of the refiner ``walk``, and the file of its affinity model.
         backend, device, precision: as ``open_engine`` takes them.
         batch: images per call of the engine; 0 chooses.
         threads: processors to use; None takes all that the process may use.
@@ -43,6 +45,8 @@ class LabelOptions:
     refine: str = "none"
     crf: CrfParams = field(default_factory=CrfParams)
     crf_backend: str = "numba"
+    walk: WalkParams = field(default_factory=WalkParams)
+    affinity: str | None = None
     backend: str = "auto"
     device: str = "auto"
     precision: str = "auto"

@@ -18,6 +18,7 @@ from wsss_rt.errors import ImageError, UsageError, WsssError
 from wsss_rt.io.atomic import write_atomic
 from wsss_rt.io.decode import read_bytes
 from wsss_rt.io.manifest import config_hash
+from wsss_rt.model_card import read_card
 
 if TYPE_CHECKING:
     from wsss_rt.engines.base import Engine
@@ -54,13 +55,18 @@ def identity(
         "refine": options.refine,
         "tags": tags,
         # only where it matters, so that folders of older versions keep their hash
-        **(
-            {"crf": {"backend": options.crf_backend, **asdict(options.crf)}}
-            if options.refine == "crf"
-            else {}
-        ),
+        **_refiner_identity(options),
         **{key: engine[key] for key in ENGINE_KEYS},
     }
+
+
+def _refiner_identity(options: LabelOptions) -> dict[str, Any]:
+    if options.refine == "crf":
+        return {"crf": {"backend": options.crf_backend, **asdict(options.crf)}}
+    if options.refine == "walk" and options.affinity is not None:
+        affinity = read_card(Path(options.affinity)).weights_sha256
+        return {"walk": {"affinity": affinity, **asdict(options.walk)}}
+    return {}
 
 
 def engine_identity(engine: Engine) -> dict[str, str]:

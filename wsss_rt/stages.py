@@ -173,7 +173,8 @@ class ImageStages:
         height, width = decoded.upright.shape[:2]
         with work.clock.stage("localize"):
             token_maps = [output.maps for output in work.outputs]
-            maps = localize.merge_passes(token_maps, present, size=(height, width))
+            rule = self._engine.card.maps
+            maps = localize.merge_passes(token_maps, present, size=(height, width), rule=rule)
         background: float | NDArray[np.float32] = float(options.background or 0.0)
         if self._refiner is not None:
             with work.clock.stage("refine"):

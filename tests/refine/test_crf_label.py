@@ -14,6 +14,7 @@ from tests.label_models import ColorEngine
 from wsss_rt.errors import MissingExtraError, UsageError
 from wsss_rt.label_config import label_options, merge_settings
 from wsss_rt.labeler import Labeler
+from wsss_rt.options import LabelOptions
 from wsss_rt.refine import crf as crf_module
 from wsss_rt.refine import open_refiner
 from wsss_rt.refine.crf import CrfRefiner
@@ -109,12 +110,12 @@ def test_alpha_makes_the_background_from_the_classes() -> None:
 
 def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="'numba'"):
-        open_refiner("crf", backend="numbas")
+        open_refiner(LabelOptions(refine="crf", crf_backend="numbas"))
     with pytest.raises(UsageError, match="'crf'"):
-        open_refiner("crff")
+        open_refiner(LabelOptions(refine="crff"))
     monkeypatch.setattr(crf_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="crf-reference"):
-        open_refiner("crf", backend="pydensecrf")
+        open_refiner(LabelOptions(refine="crf", crf_backend="pydensecrf"))
 
 
 def test_the_first_compilation_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_a_score_stays_on_its_side_of_a_wall_and_in_range() -> None:
     scores = np.zeros((2, 157, 190), np.float32)
     scores[1, 60:80, 40:60] = 1
     result = random_walk(scores, affinity)
-    assert 0 <= result.min() and result.max() <= 1
+    assert result.min() >= 0 and result.max() <= 1
     assert result[1, 8:120, 40:80].min() > 100 * result[1, :, 104:].max() > 0
     assert not result[0].any()
 
@@ -123,6 +124,20 @@ def test_an_image_too_small_for_the_official_pairs_still_walks(size: tuple[int, 
     if rows * columns > 1:
         # full affinity within reach, and a long walk: nothing is left of the noise
         assert np.ptp(result[1]) < 0.2 * np.ptp(pool(scores)[1])
+
+
+def test_memory_grows_with_the_pixels_and_2000_by_2000_fits_in_2_gb() -> None:
+    peaks = {}
+    for side, planes_ in ((1000, 2), (2000, 2), (2000, 21)):
+        scores = np.full((planes_, side, side), 0.5, np.float32)
+        affinity = np.full((34, side // 8, side // 8), 0.5, np.float32)
+        tracemalloc.start()
+        random_walk(scores, affinity, WalkParams(steps=1))
+        peaks[side, planes_] = tracemalloc.get_traced_memory()[1] + scores.nbytes + affinity.nbytes
+        tracemalloc.stop()
+    assert peaks[2000, 2] < 4.5 * peaks[1000, 2]
+    # all classes of PASCAL VOC at once
+    assert peaks[2000, 21] < 1e9
 
 
 def test_other_shapes_are_refused() -> None:

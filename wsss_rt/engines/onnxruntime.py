@@ -87,19 +87,23 @@ class OnnxRuntimeEngine:
         self.device = "cuda:0" if device == "cuda" else "cpu"
         self._input = self._session.get_inputs()[0].name
 
-    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
-        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""
         check_images(images, self.card.input.patch)
         return run_each(images, self._run_one, self.backend)
+
+    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+        return EngineOutput(*self.run(images))
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
 
-    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         try:
-            scores, maps = self._session.run(list(self.card.outputs), {self._input: image})
+            results = self._session.run(list(self.card.outputs), {self._input: image})
         except Exception as error:
             # the library's exceptions share no base class below Exception
             raise RuntimeError(str(error)) from error
-        return scores, maps
+        return tuple(results)

@@ -76,18 +76,21 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise load_error(error, self.backend) from error
 
-    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
-        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""
         check_images(images, self.card.input.patch)
         return run_each(images, self._run_one, self.backend)
+
+    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+        return EngineOutput(*self.run(images))
 
     def close(self) -> None:
         """Free the compiled model."""
         self._request = None
 
-    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         import numpy as np
 
         results = self._request.infer({0: image}, share_inputs=True, share_outputs=False)
-        scores, maps = (np.array(results[name], dtype=np.float32) for name in self.card.outputs)
-        return scores, maps
+        return tuple(np.array(results[name], dtype=np.float32) for name in self.card.outputs)

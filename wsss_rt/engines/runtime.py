@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import ImageError, ImageErrorCode, WsssError
 
 if TYPE_CHECKING:
@@ -52,9 +51,9 @@ def check_images(images: NDArray[np.float32], patch: int) -> None:
 
 def run_each(
     images: NDArray[np.float32],
-    run_one: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    run_one: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]],
     backend: str,
-) -> EngineOutput:
+) -> tuple[NDArray[np.float32], ...]:
     """Run every image as a batch of one, and stack the results.
 
     The libraries split a matrix product by its number of rows, so that an image's last bits depend on how
@@ -62,7 +61,7 @@ def run_each(
 
     Args:
         images: (B, 3, H, W) float32.
-        run_one: (1, 3, H, W) to scores (1, C) and maps (1, C, h, w), owned by the caller.
+        run_one: (1, 3, H, W) to outputs that begin with a batch of one, owned by the caller.
         backend: what to name in errors.
 
     Raises:
@@ -71,15 +70,13 @@ def run_each(
     """
     import numpy as np
 
-    scores, maps = [], []
+    outputs = []
     for index in range(images.shape[0]):
         try:
-            score, map_ = run_one(np.ascontiguousarray(images[index : index + 1]))
+            outputs.append(run_one(np.ascontiguousarray(images[index : index + 1])))
         except (RuntimeError, MemoryError, ValueError) as error:
             raise engine_error(error, backend, images.shape) from error
-        scores.append(score)
-        maps.append(map_)
-    return EngineOutput(np.concatenate(scores), np.concatenate(maps))
+    return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
 
 def engine_error(error: Exception, backend: str, shape: tuple[int, ...]) -> WsssError:

@@ -174,6 +174,16 @@ def to_stored_raster(mask: NDArray[Any], orientation: int) -> NDArray[Any]:
     return _turn(mask, {6: 8, 8: 6}.get(orientation, orientation))
 
 
+def to_upright(mask: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turn a mask of the file's raster as a person sees the image.
+
+    Args:
+        mask: (h, w) or (h, w, C) in the stored raster.
+        orientation: as :attr:`DecodedImage.orientation`.
+    """
+    return _turn(mask, orientation)
+
+
 def quiet_pillow() -> None:
     """Silence Pillow's warnings about odd metadata, in the whole process: for the command line."""
     warnings.filterwarnings("ignore", module=r"PIL\.")

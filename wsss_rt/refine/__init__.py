@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.refine.crf import CrfRefiner
-from wsss_rt.refine.params import CrfParams
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from wsss_rt.options import LabelOptions
 
 
 class Refiner(Protocol):
@@ -37,25 +37,41 @@ class Refiner(Protocol):
         ...
 
 
+def _open_crf(options: LabelOptions) -> Refiner:
+    from wsss_rt.refine.crf import CrfRefiner
+
+    return CrfRefiner(options.crf, backend=options.crf_backend)
+
+
+def _open_walk(options: LabelOptions) -> Refiner:
+    from wsss_rt.refine.walk import WalkRefiner
+
+    return WalkRefiner(
+        options.affinity,
+        options.walk,
+        backend=options.backend,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+    )
+
+
 # name -> what opens the refiner; `none` opens nothing, so that its planes are never built
-REFINERS: dict[str, Callable[[CrfParams, str], Refiner | None]] = {
-    "none": lambda params, backend: None,
-    "crf": lambda params, backend: CrfRefiner(params, backend=backend),
+REFINERS: dict[str, Callable[[LabelOptions], Refiner | None]] = {
+    "none": lambda options: None,
+    "crf": _open_crf,
+    "walk": _open_walk,
 }
 
 
-def open_refiner(name: str, *, crf: CrfParams | None = None, backend: str = "numba") -> Refiner | None:
-    """The refiner of this name; None for ``none``.
-
-    Args:
-        name: a key of :data:`REFINERS`.
-        crf: parameters of ``crf``; None takes the defaults.
-        backend: of ``crf``.
+def open_refiner(options: LabelOptions) -> Refiner | None:
+    """The refiner that ``options.refine`` names, with its settings in the options; None for ``none``.
 
     Raises:
-        UsageError: there is no such refiner or backend.
-        MissingExtraError: the backend's package is not installed.
+        UsageError: there is no such refiner, or it lacks what it needs.
+        MissingExtraError: a package that it needs is not installed.
+        WsssError: its model cannot be used.
     """
-    if name not in REFINERS:
-        raise UsageError(f"no refiner named {name!r}", fix=nearest(name, REFINERS))
-    return REFINERS[name](crf or CrfParams(), backend)
+    if options.refine not in REFINERS:
+        raise UsageError(f"no refiner named {options.refine!r}", fix=nearest(options.refine, REFINERS))
+    return REFINERS[options.refine](options)
