@@ -26,6 +26,7 @@ _AXES = {
     INPUT: ("batch", 3, "height", "width"),
     "scores": ("batch", None),
     "maps": ("batch", None, "rows", "columns"),
+    "affinity": ("batch", None, "rows", "columns"),
 }
 # a smaller tensor gains nothing, and biases and norms are where half precision hurts
 _SMALLEST_HALF = 1024
@@ -33,7 +34,7 @@ _HALF_MAX = 65504.0
 
 
 def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -> bytes:
-    """Trace ``forward`` of a localizer, which returns ``(scores, maps)``.
+    """Trace ``forward`` of a localizer, which returns ``(scores, maps)``, or of an affinity net.
 
     Args:
         model: in eval mode, float32, on the CPU.
@@ -57,7 +58,7 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
                 dynamo=True,
                 dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
                 input_names=[INPUT],
-                output_names=list(OUTPUTS),
+                output_names=list(outputs_of(model)),
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -76,6 +77,12 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
+
+
+def outputs_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of what ``forward`` returns: a localizer's, unless the model says otherwise."""
+    named: tuple[str, ...] = getattr(model, "graph_outputs", OUTPUTS)
+    return named
 
 
 def _strip(proto: onnx.ModelProto) -> None:

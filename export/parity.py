@@ -230,5 +230,5 @@ def _present(output: EngineOutput, card: ModelCard) -> tuple[int, ...]:
 def _mask(
     output: EngineOutput, present: tuple[int, ...], size: tuple[int, int], card: ModelCard
 ) -> NDArray[np.uint8]:
-    merged = localize.merge_passes([output.maps], present, size=size)
+    merged = localize.merge_passes([output.maps], present, size=size, rule=card.maps)
     return localize.decide(merged, present, background=card.recommended.background).mask

@@ -207,6 +207,7 @@ def load_official_checkpoint(
         classes=tuple(classes),
         model=options,
         input=InputSpec(patch=int(patch)),
+        recommended=getattr(built, "official_settings", Recommended()),
         training={"source": "official checkpoint", "file": path.name, "file_sha256": _file_sha256(path)},
     )
     return built.eval(), config

@@ -32,7 +32,7 @@ class Augment(StrEnum):
     """What happens to a training image.
 
     ``official`` is timm's (MCTformer, and token refinement on ILSVRC); ``squash-crop`` is token refinement's
-    on CUB; ``scale-pad`` is ACR's.
+    on CUB; ``scale-pad`` is ACR's; ``short-crop`` is L2G's and ``pad-crop`` is PSA's.
     """
 
     NONE = "none"
@@ -42,6 +42,8 @@ class Augment(StrEnum):
     OFFICIAL = "official"
     SQUASH_CROP = "squash-crop"
     SCALE_PAD = "scale-pad"
+    SHORT_CROP = "short-crop"
+    PAD_CROP = "pad-crop"
 
 
 class Precision(StrEnum):
@@ -88,7 +90,7 @@ class ModelSection:
     """What is trained.
 
     Attributes:
-        backbone: name in timm's registry.
+        backbone: name in timm's registry; methods on a ResNet-38d start from that one.
         img_size: side of the training images in pixels.
         pretrained: start from weights that timm downloads.
         pretrained_file: start from the backbone's state dict in this file.
@@ -127,6 +129,9 @@ class DataSection:
         close_up_size: their side, pixels; 0 means ``img_size``.
         size_policy: how the trained model's inputs are sized when labelling: native, short_side, fixed.
         input_size: pixels for ``short_side`` and ``fixed``; 0 means ``img_size``.
+        saliency: folder of 8-bit grey PNGs, one for each image and of its size, for methods that use them.
+        low_alpha, high_alpha: output folders of ``label``, refined by a CRF whose background has a low and a
+            high power; what an affinity net learns from.
         val_seed: seed of validation scenes.
         workers: loader processes; -1 picks by the number of cores.
         check: decode every image once before training starts.
@@ -147,6 +152,9 @@ class DataSection:
     close_up_size: int = 0
     size_policy: str = "native"
     input_size: int = 0
+    saliency: str = ""
+    low_alpha: str = ""
+    high_alpha: str = ""
     val_seed: int = 990_001
     workers: int = -1
     check: bool = True
@@ -169,6 +177,7 @@ class OptimSection:
             by accident.
         betas: of Adam.
         momentum: of SGD.
+        nesterov: look ahead along it.
         schedule: see :class:`Schedule`. ``poly`` falls to ``min_lr`` as (1 - progress) to the power of
             ``poly_power``; ``steps`` multiplies the rate by ``step_factor`` when an epoch of ``step_epochs``
             (counted from 1) begins, for finite data only.
@@ -192,6 +201,7 @@ class OptimSection:
     decay_positions: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     momentum: float = 0.0
+    nesterov: bool = False
     schedule: Schedule = Schedule.COSINE
     poly_power: float = 0.9
     step_epochs: list[int] = field(default_factory=list)
@@ -258,10 +268,17 @@ class TrainConfig:
         return raw
 
 
+_RESNET38 = ModelSection(backbone="resnet38d", img_size=448)
+#: Sections whose defaults are not the usual ones, by method.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "l2g": {"model": _RESNET38, "data": DataSection(augment=Augment.SHORT_CROP)},
+    "psa": {"model": _RESNET38, "data": DataSection(augment=Augment.PAD_CROP, val_images=0)},
+}
 SECTIONS = {"model": ModelSection, "data": DataSection, "optim": OptimSection, "run": RunSection}
 # these may change between a run and its continuation; what is trained on is compared by its fingerprint
 _FREE_KEYS = {
     ("recipe",), ("data", "source"), ("data", "layout"), ("data", "tags"), ("data", "classes"),
+    ("data", "saliency"), ("data", "low_alpha"), ("data", "high_alpha"),
     ("data", "workers"), ("data", "check"), ("run", "log_seconds"), ("run", "save_every"),
     ("run", "validate_every"), ("run", "devices"),
 }  # fmt: skip
@@ -281,7 +298,7 @@ def build_config(
         UsageError: unknown recipe, section or key (the nearest one is named), a value of the wrong type, or
             a recipe for other methods.
     """
-    config = TrainConfig(method=method)
+    config = TrainConfig(method=method, **METHOD_DEFAULTS.get(method, {}))
     if recipe is not None:
         name, raw = read_recipe(recipe)
         methods = raw.pop("methods", [method])
@@ -465,6 +482,11 @@ def _check_optim(section: OptimSection) -> None:
     for name, value in {"momentum": section.momentum, "step_factor": section.step_factor}.items():
         if not 0 <= value <= 1:
             raise UsageError(f"optim.{name} = {value} must lie in 0..1")
+    if section.nesterov and not (section.optimizer is Optimizer.SGD and section.momentum > 0):
+        raise UsageError(
+            "optim.nesterov looks ahead along a momentum, and there is none",
+            fix='set optim.optimizer = "sgd" and optim.momentum = 0.9',
+        )
     steps = section.step_epochs
     if any(isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1 for epoch in steps):
         raise UsageError(f"optim.step_epochs = {steps} must be a list of epochs, counted from 1")

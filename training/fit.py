@@ -21,6 +21,7 @@ from wsss_rt.training.checkpoints import save_run
 from wsss_rt.training.config import TrainConfig
 from wsss_rt.training.data.build import TrainingData
 from wsss_rt.training.data.loader import BatchOrder, TrainingImages, batch_sizes, build_loader
+from wsss_rt.training.data.planes import PlaneImages, find_planes
 from wsss_rt.training.data.sources import Cached
 from wsss_rt.training.data.transforms import normalise
 from wsss_rt.training.describe import cores, input_spec, run_config, validation_name
@@ -28,7 +29,13 @@ from wsss_rt.training.interrupt import Interrupted, StopSignal
 from wsss_rt.training.journal import LOG, Journal, Progress, duration
 from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
 from wsss_rt.training.plot import plot_run
-from wsss_rt.training.setup import new_model, open_fabric, planned_images, resolve_precision
+from wsss_rt.training.setup import (
+    new_model,
+    open_fabric,
+    planned_images,
+    resolve_precision,
+    wanted_planes,
+)
 from wsss_rt.training.validation import MapKind, current_kinds, evaluate_localization, map_kinds, recommend
 
 _STEP_SEED = 14
@@ -117,7 +124,11 @@ class _Loop:
         self.average = WeightAverage(self.bare, config.optim.ema) if config.optim.ema else None
         epoch = data.train.count or 0
         self.rate = LearningRate(config.optim, batch=self.per_step, total=total, epoch=epoch)
-        self.validation = Cached(data.validation) if data.validation is not None else None
+        # what an affinity net is worth shows in masks that it refined
+        measured = data.validation if hasattr(self.bare, "localize") else None
+        self.validation = Cached(measured) if measured is not None else None
+        wanted = wanted_planes(config)
+        self.planes = find_planes(data.train, config.data, wanted) if wanted else None
         self.spec = input_spec(config, patch=self.bare.patch_size)
         self.step, self.elapsed, self.begun = 0, 0.0, 0.0
         self.measured: dict[str, Any] = {}
@@ -179,7 +190,7 @@ class _Loop:
         """One optimizer step; returns the mean of each loss over the accumulated batches."""
         config, accumulate = self.config, self.config.optim.accumulate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         means: dict[str, torch.Tensor] = {}
         for part in range(accumulate):
             batch = next(batches)
@@ -193,7 +204,7 @@ class _Loop:
             if config.run.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with self.fabric.no_backward_sync(self.model, enabled=part < accumulate - 1):
-                losses = self.model.losses(images, targets)
+                losses = self.model.losses(images, targets, *batch[2:])
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             for name, value in losses.items():
                 share = value.detach() / accumulate
@@ -224,13 +235,18 @@ class _Loop:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
-        images = TrainingImages(
-            self.data.train,
-            num_classes=len(self.data.classes),
-            augment=section.augment,
-            crop_scale=section.crop_scale,
-            seed=config.run.seed,
-        )
+        source, classes, seed = self.data.train, len(self.data.classes), config.run.seed
+        images: TrainingImages | PlaneImages
+        if self.planes is not None:
+            images = PlaneImages(source, self.planes, num_classes=classes, augment=section.augment, seed=seed)
+        else:
+            images = TrainingImages(
+                source,
+                num_classes=classes,
+                augment=section.augment,
+                crop_scale=section.crop_scale,
+                seed=seed,
+            )
         on_gpu = self.fabric.device.type == "cuda"
         automatic = min(8, max(1, cores() - 1)) if on_gpu else min(2, cores())
         workers = section.workers if section.workers >= 0 else automatic

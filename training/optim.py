@@ -18,7 +18,8 @@ def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> t
     """AdamW or SGD over the parameters that want a gradient.
 
     Biases, 1-D parameters and what ``model.no_weight_decay()`` names (tokens, position embeddings) do not
-    decay; neither do positions under other names, unless ``decay_positions`` says so.
+    decay; neither do positions under other names, unless ``decay_positions`` says so. Each group keeps as
+    ``lr_factor`` how much faster than the others ``model.lr_factor`` wants it to learn.
 
     Args:
         model: the model.
@@ -27,23 +28,30 @@ def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> t
     """
     named = getattr(model, "no_weight_decay", None)
     exempt = set(named()) if callable(named) else set()
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    factor_of = getattr(model, "lr_factor", lambda _: 1.0)
+    # those that decay first
+    members: dict[tuple[bool, float], list[nn.Parameter]] = {(False, 1.0): [], (True, 1.0): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spared = name in exempt or (name.startswith("pos_embed") and not section.decay_positions)
             free = parameter.ndim <= 1 or name.endswith(".bias") or spared
-            (kept if free else decayed).append(parameter)
+            members.setdefault((free, factor_of(name)), []).append(parameter)
     accident = section.optimizer is Optimizer.SGD_DECAY_AS_MOMENTUM
+    rate = peak_lr(section, batch=batch)
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": 0.0 if accident else section.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if free or accident else section.weight_decay,
+            "lr_factor": factor,
+            "lr": rate * factor,
+        }
+        for (free, factor), parameters in members.items()
+        if parameters
     ]
-    groups = [group for group in groups if group["params"]]
     if section.optimizer is not Optimizer.ADAMW:
         momentum = section.weight_decay if accident else section.momentum
-        return torch.optim.SGD(groups, lr=peak_lr(section, batch=batch), momentum=momentum)
-    return torch.optim.AdamW(groups, lr=peak_lr(section, batch=batch), betas=_betas(section), fused=True)
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=section.nesterov)
+    return torch.optim.AdamW(groups, lr=rate, betas=_betas(section), fused=True)
 
 
 def peak_lr(section: OptimSection, *, batch: int) -> float:

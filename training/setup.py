@@ -41,6 +41,7 @@ def check_model(config: TrainConfig) -> None:
         raise UsageError(
             f"unknown backbone {config.model.backbone!r}", fix=nearest(config.model.backbone, choices)
         )
+    wanted_planes(config)
     second = config.model.options.get("stage") == "cam"
     if second != bool(config.model.first_stage):
         raise UsageError(
@@ -53,6 +54,33 @@ def check_model(config: TrainConfig) -> None:
         )
     if config.model.pretrained and config.model.pretrained_file:
         raise UsageError("model.pretrained and model.pretrained_file exclude each other")
+
+
+def wanted_planes(config: TrainConfig) -> tuple[str, ...]:
+    """The planes beside images and tags that a run learns from, in the order in which its model wants them.
+
+    Raises:
+        UsageError: the method needs a folder that is not given, or has no use for one that is.
+    """
+    from wsss_rt.training.data.planes import PLANES
+    from wsss_rt.training.models import METHODS
+
+    method = METHODS[config.method]
+    needed: tuple[str, ...] = getattr(method, "needed_planes", ())
+    usable = (*needed, *getattr(method, "optional_planes", ()))
+    given = [name for name in PLANES if getattr(config.data, name)]
+    for name in needed:
+        if name not in given:
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"{config.method} needs --{flag}",
+                why="it learns from masks that a CRF refined with a low and a high power of background",
+                fix="write both: wsss-rt label IMAGES --refine crf --crf-alpha 4 --out la, and 32 for ha",
+            )
+    for name in given:
+        if name not in usable:
+            raise UsageError(f"{config.method} has no use for data.{name}", fix="leave it out")
+    return tuple(name for name in usable if name in given)
 
 
 def new_model(config: TrainConfig, *, num_classes: int) -> Localizer:

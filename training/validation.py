@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsss_rt.localize import merge_passes, predict_tags, prepare_passes, tag_probabilities
 from wsss_rt.metrics import ThresholdSweep, average_precision, nanmean
-from wsss_rt.model_card import InputSpec, Recommended
+from wsss_rt.model_card import InputSpec, MapRule, Recommended
 from wsss_rt.training.data.sources import Source
 
 # background thresholds 0, 0.02 .. 0.9
@@ -131,6 +131,7 @@ def evaluate_localization(
         samples,
         np.stack(scores),
         maps,
+        rule=getattr(model, "map_rule", MapRule()),
         thresholds=THRESHOLDS if thresholds is None else thresholds,
         tag_thresholds=tag_thresholds,
         backgrounds=backgrounds,
@@ -204,6 +205,7 @@ def _measure(
     probabilities: NDArray[np.float32],
     maps: Sequence[Mapping[str, Sequence[NDArray[np.float32]]]],
     *,
+    rule: MapRule,
     thresholds: ArrayLike,
     tag_thresholds: Sequence[float] | None,
     backgrounds: Mapping[str, float] | None,
@@ -231,7 +233,7 @@ def _measure(
             assert mask is not None
             guessed = predict_tags(probabilities[row], measured["tag_thresholds"])
             either = sorted({*tags, *guessed})
-            merged = merge_passes(maps[row][kind], either, size=size)
+            merged = merge_passes(maps[row][kind], either, size=size, rule=rule)
             given.update(merged[[either.index(tag) for tag in tags]], tags, mask)
             predicted.update(merged[[either.index(tag) for tag in guessed]], guessed, mask)
         curve, guess = given.result(), predicted.result()

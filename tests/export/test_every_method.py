@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.seeded import seeded_images, seeded_state
+from tests.models.seeded import seeded_conv_state, seeded_images, seeded_state
 from wsss_rt.export.graph import build_graph
 from wsss_rt.export.onnx import make_card
 from wsss_rt.labeler import Labeler
@@ -26,13 +26,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "token-refinement": {"loss": "soft_margin"},
     # the gradient is part of the graph: in the last two blocks, and through a whole one before them
     "acr": {"start_layer": 0, "affinity": True},
+    "l2g": {"backbone": "resnet38d_test_tiny"},
 }
 
 
 def build(method: str) -> Localizer:
     options = {"backbone": "vit_test_tiny", "img_size": 64, **METHODS[method]}
-    model = create_model(method, num_classes=len(CLASSES), **options)
-    load_official(model, seeded_state(official_shapes(model), 0.2))
+    model: Localizer = create_model(method, num_classes=len(CLASSES), **options)
+    shapes = official_shapes(model)
+    load_official(model, seeded_conv_state(shapes, None) if method == "l2g" else seeded_state(shapes, 0.2))
     return model.eval()
 
 

@@ -19,7 +19,7 @@ from wsss_rt.training.data.transforms import Transform, build_transform, local_s
 
 # (number of the sample in the whole run, index in the source, height, width)
 Key = tuple[int, int, int, int]
-_ORDER, _SIZE, _AUGMENT = 11, 12, 13
+_ORDER, _SIZE, AUGMENT_SEED = 11, 12, 13
 
 
 def batch_sizes(
@@ -114,7 +114,7 @@ class TrainingImages(Dataset[Any]):
         size = (height, width)
         if size not in self._transforms:
             self._transforms[size] = build_transform(self.augment, size, crop_scale=self.crop_scale)
-        with local_seed(_AUGMENT, self.seed, position):
+        with local_seed(AUGMENT_SEED, self.seed, position):
             try:
                 sample = self.source.load(index, size=size)
             except WsssError as error:
@@ -126,7 +126,7 @@ class TrainingImages(Dataset[Any]):
         return image, target
 
 
-def build_loader(dataset: TrainingImages, order: BatchOrder, *, workers: int, pin: bool) -> DataLoader[Any]:
+def build_loader(dataset: Dataset[Any], order: BatchOrder, *, workers: int, pin: bool) -> DataLoader[Any]:
     """Loader over ``order``; worker processes keep to one thread each, and outlive signals to their group."""
     return _Loader(
         dataset,

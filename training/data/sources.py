@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_rt.errors import ImageError, WsssError
-from wsss_rt.io.decode import decode_image, read_bytes
+from wsss_rt.io.decode import DecodedImage, decode_image, read_bytes, to_upright
 
 # left, top, right, bottom
 Box = tuple[int, int, int, int]
@@ -35,6 +35,7 @@ class Sample:
         mask: (H, W) uint8, 0 background, class index + 1, 255 ignore; None where there is none.
         name: for messages.
         boxes: (K, 4) int64 true boxes, see :class:`Item`; None where there are none.
+        orientation: EXIF orientation that was applied, for planes in the raster of the file.
     """
 
     image: NDArray[np.uint8]
@@ -42,6 +43,7 @@ class Sample:
     mask: NDArray[np.uint8] | None
     name: str
     boxes: NDArray[np.int64] | None = None
+    orientation: int = 1
 
 
 class Source(Protocol):
@@ -96,16 +98,18 @@ class FileSource:
         self._max_pixels = max_pixels
 
     def load(self, index: int, *, size: tuple[int, int] | None = None, mask: bool = False) -> Sample:
-        """Decode image ``index`` as labelling would, EXIF orientation applied.
+        """Decode image ``index`` as labelling would, EXIF orientation applied to it and to its mask.
 
         Raises:
             WsssError: the file cannot be decoded, or the mask has another size; it is named.
         """
         item = self.items[index]
-        image = read_rgb(item.path, item.name, max_pixels=self._max_pixels)
+        decoded = _decode(item.path, item.name, max_pixels=self._max_pixels)
+        image = decoded.upright
         truth: NDArray[np.uint8] | None = None
         if mask and item.mask is not None:
-            truth = read_mask(item.mask) if isinstance(item.mask, Path) else item.mask.draw()
+            stored = read_mask(item.mask) if isinstance(item.mask, Path) else item.mask.draw()
+            truth = to_upright(stored, decoded.orientation)
         if truth is not None and truth.shape != image.shape[:2]:
             raise WsssError(
                 f"the mask {item.mask} is {truth.shape[1]}x{truth.shape[0]}",
@@ -113,7 +117,7 @@ class FileSource:
                 code="mask_size",
             )
         boxes = np.array(item.boxes, np.int64).reshape(-1, 4) if item.boxes else None
-        return Sample(image, item.tags, truth, item.name, boxes)
+        return Sample(image, item.tags, truth, item.name, boxes, decoded.orientation)
 
 
 class SceneSource:
@@ -164,8 +168,12 @@ def read_rgb(path: Path, name: str, *, max_pixels: int = 100_000_000) -> NDArray
     Raises:
         WsssError: naming the file and what is wrong with it.
     """
+    return _decode(path, name, max_pixels=max_pixels).upright
+
+
+def _decode(path: Path, name: str, *, max_pixels: int) -> DecodedImage:
     try:
-        return decode_image(read_bytes(path), max_pixels=max_pixels).upright
+        return decode_image(read_bytes(path), max_pixels=max_pixels)
     except ImageError as error:
         raise WsssError(
             f"cannot read the training image {name}",

@@ -24,7 +24,8 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
 
     Args:
         augment: which one. ``light``: random resized crop, flip, colour; ``color``: flip and colour;
-            ``official``: timm's random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1, random erasing
+            ``short-crop``, ``pad-crop``: see ``joint_transform``;
+        ``official``: timm's random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1, random erasing
             0.25; ``squash-crop``: the whole image squashed, a random crop of it, flip; ``scale-pad``: flip,
             the long side at 0.9 to 1/0.875 of the result's, random crop or padding.
         size: height and width of the result.
@@ -32,8 +33,8 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
 
     Returns:
         A function of (H, W, 3) uint8. Its result is uint8, to be normalised in batches; that of ``official``
-        is float32 and normalised, because random erasing fills with normalised noise, and so is that of
-        ``scale-pad``, whose padding is 0 after normalisation.
+        is float32 and normalised, because random erasing fills with normalised noise, and so are those of
+        ``scale-pad`` and ``pad-crop``, whose padding is 0 after normalisation.
     """
     if augment is Augment.OFFICIAL:
         return _official(size, crop_scale)
@@ -41,6 +42,11 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
         return partial(_squash_crop, size=size, crop_scale=crop_scale)
     if augment is Augment.SCALE_PAD:
         return partial(_scale_pad, size=size)
+    if augment in (Augment.SHORT_CROP, Augment.PAD_CROP):
+        from wsss_rt.training.data.joint import joint_transform
+
+        joint = joint_transform(augment, size)
+        return lambda image: joint(image, [])[0]
     crop = augment is Augment.LIGHT
     flip = augment is not Augment.NONE
     color = augment in (Augment.LIGHT, Augment.COLOR)

@@ -53,6 +53,17 @@ def train(
         Path | None,
         typer.Option(help="Start from this file: a state dict of the backbone.", show_default=False),
     ] = None,
+    saliency: Annotated[
+        Path | None,
+        typer.Option(help="Grey PNGs, one per image, for l2g.", show_default="none"),
+    ] = None,
+    low_alpha: Annotated[
+        Path | None,
+        typer.Option(help="For psa: output of `label --refine crf --crf-alpha 4`.", show_default=False),
+    ] = None,
+    high_alpha: Annotated[
+        Path | None, typer.Option(help="For psa: the same with --crf-alpha 32.", show_default=False)
+    ] = None,
     img_size: Annotated[int | None, typer.Option(help="Side of training images, pixels.", min=16)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", min=0)] = None,
     images: Annotated[int | None, typer.Option(help="Training images in all.", min=1)] = None,
@@ -73,13 +84,14 @@ def train(
         bool, typer.Option("--print-config", help="Print the settings as a recipe, and end.")
     ] = False,
 ) -> None:
-    """Train a localizer from images and their tags.
+    """Train a localizer from images and their tags, or an affinity net (psa) from two sets of masks.
 
     \b
     Examples:
       wsss-rt train mctformer-v2 --data scenes --recipe scenes-small --out runs/scenes
       wsss-rt train mctformer-v2 --data photos --tags tags.csv --recipe folder-small --out runs/mine
       wsss-rt train mctformer-v2 --data VOC2012 --recipe voc-official --pretrained --out runs/voc
+      wsss-rt train psa --data photos --low-alpha la --high-alpha ha --epochs 5 --out runs/psa
 
     Precedence: flag, then --set, then the recipe, then the default. Ctrl-C saves; the same command continues.
     """
@@ -91,6 +103,7 @@ def train(
         "data.source": data, "data.tags": tags, "data.classes": classes, "data.split": split,
         "data.workers": workers, "model.backbone": backbone, "model.pretrained": pretrained,
         "model.pretrained_file": weights,
+        "data.saliency": saliency, "data.low_alpha": low_alpha, "data.high_alpha": high_alpha,
         "model.img_size": img_size, "run.batch": batch, "run.seed": seed, "run.precision": precision,
         "run.devices": devices, "optim.lr": lr,
     }  # fmt: skip
