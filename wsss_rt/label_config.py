@@ -219,7 +219,10 @@ def label_options(settings: Mapping[str, Any]) -> LabelOptions:
         UsageError: a value out of range, or a setting of a refiner that does not run.
     """
     chosen = {field: settings[name] for name, field in OPTION_FIELDS.items() if name in settings}
-    for refiner, title, begins in (("crf", "CRF", "crf-"), ("walk", "walk", ("walk-", "affinity"))):
+    for refiner, title, begins in (
+        ("crf", "CRF", ("crf-",)),
+        ("walk", "walk", ("walk-", "affinity")),
+    ):
         given = [name for name in settings if name.startswith(begins)]
         if given and settings.get("refine") != refiner:
             raise UsageError(f"{given[0]} is set, and no {title} runs", fix=f"add --refine {refiner}")

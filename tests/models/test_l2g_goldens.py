@@ -79,6 +79,23 @@ VOC_SMALL = {"cfg": np.array([34, 2, 6, 224, 160, 20, 0.001, 10.0])}
 
 
 @torch.no_grad()
+def test_pixel_correlation_is_the_official_one(goldens_dir: Path) -> None:
+    golden = load(goldens_dir, "l2g_r38_lecun_64x80")
+    with torch.device("meta"):
+        net = CorrelationNet(ResNet38d(), 20)
+    weight = seeded_conv_state({"f9.weight": (192, 195, 1, 1)}, None)["f9.weight"]
+    joined, cam = torch.from_numpy(golden["pcm_in"]), torch.from_numpy(golden["cam"])
+    related = torch.nn.functional.conv2d(joined, weight)
+    assert relative_error(related.numpy(), golden["pcm_f"]) < 1e-5
+    spread = net._spread(cam, related)
+    assert relative_error(spread.numpy(), golden["cam_att"]) < 1e-5
+    result = net._result(cam, spread)
+    assert relative_error(result.featmap.numpy(), golden["featmap"]) < 1e-5
+    assert relative_error(result.logits.numpy(), golden["logits"]) < 1e-5
+
+
+@pytest.mark.large
+@torch.no_grad()
 def test_every_intermediate_of_the_official_net_is_reached(goldens_dir: Path) -> None:
     golden = load(goldens_dir, "l2g_r38_lecun_64x80")
     net, images = global_net(None), seeded_images(41, 64, 80)

@@ -130,15 +130,15 @@ def test_each_kind_of_pair_is_averaged_by_itself() -> None:
 
 def test_it_learns_that_two_colours_differ() -> None:
     model = tiny()
-    images = torch.zeros(2, 3, 64, 96)
+    images = torch.zeros(2, 3, 40, 96)
     images[..., 48:] = 1.5
     images += 0.05 * torch.randn(images.shape, generator=torch.Generator().manual_seed(3))
-    planes = torch.zeros(2, 2, 64, 96, dtype=torch.uint8)
+    planes = torch.zeros(2, 2, 40, 96, dtype=torch.uint8)
     planes[..., 48:] = 1
-    optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=3e-3)
+    optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=5e-3)
     model.train()
     first = last = 0.0
-    for step in range(25):
+    for step in range(16):
         loss = torch.stack(list(model.losses(images, torch.zeros(2, 3), planes).values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -150,7 +150,7 @@ def test_it_learns_that_two_colours_differ() -> None:
     with torch.no_grad():
         affinity = model.eval().affinity(images[:1])[0]
     beside = affinity[pair_offsets().index((0, 1))]
-    assert float(beside[2:6, 5].mean()) < float(beside[2:6, [2, 3, 8, 9]].mean()) - 0.1
+    assert float(beside[1:4, 5].mean()) < float(beside[1:4, [2, 3, 8, 9]].mean()) - 0.1
 
 
 @torch.no_grad()

@@ -47,11 +47,12 @@ def seeds() -> NDArray[np.float32]:
 def test_a_seed_spreads_over_its_colour_and_stops_at_its_end(affinity: Path) -> None:
     refined = WalkRefiner(affinity, backend="onnxruntime")(half_red(), seeds())
     assert refined.shape == (2, 61, 160) and refined.dtype == np.float32
-    inside, outside = refined[1, 8:40, 4:72], refined[1, :, 96:]
-    assert inside.min() > 0.25 and outside.max() < 0.02
+    # below the corner that PSA's pairs leave out
+    half = (slice(16, 40), slice(4, 72))
+    assert refined[1][half].min() > 0.08 and refined[1, :, 96:].max() < 0.01
     # one step spreads less than many
     short = WalkRefiner(affinity, WalkParams(steps=1), backend="onnxruntime")(half_red(), seeds())
-    assert short[1, 36, 4] < refined[1, 36, 4]
+    assert np.ptp(short[1][half]) > 3 * np.ptp(refined[1][half])
 
 
 def test_a_large_image_walks_at_the_size_that_the_model_may_see(tmp_path: Path) -> None:

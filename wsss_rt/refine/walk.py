@@ -66,8 +66,7 @@ class WalkRefiner:
         reach = int(self.card.options.get("radius", RADIUS))
         if self.params.radius > reach:
             raise UsageError(f"walk-radius {self.params.radius} is more than {reach}, that of {self.path}")
-        self._choice = {"backend": backend, "device": device, "precision": precision}
-        self._threads = threads
+        self._backend, self._device, self._precision, self._threads = backend, device, precision, threads
         self._engine: Engine | None = None
         self._lock = threading.Lock()
 
@@ -109,7 +108,14 @@ class WalkRefiner:
             from wsss_rt.engines import open_engine
 
             # a trial would run a large model ten times to save little: its cost is the convolutions
-            self._engine = open_engine(self.path, threads=self._threads, trial=False, **self._choice)
+            self._engine = open_engine(
+                self.path,
+                backend=self._backend,
+                device=self._device,
+                precision=self._precision,
+                threads=self._threads,
+                trial=False,
+            )
         return self._engine
 
 
