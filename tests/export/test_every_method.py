@@ -63,4 +63,6 @@ def test_exported_maps_are_those_of_pytorch(method: str, tmp_path: Path) -> None
         result = labeler.label(scene.image, tags=["bee"])
     assert result.error is None and result.mask is not None
     assert result.mask.shape == scene.mask.shape
-    assert set(np.unique(result.mask)) == {0, 2}
+    found_values = set(np.unique(result.mask))
+    # what L2G's random weights call negative everywhere is no object, and is not stretched to be one
+    assert found_values <= {0, 2} if method == "l2g" else found_values == {0, 2}

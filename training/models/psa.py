@@ -77,11 +77,14 @@ class PSA(ConvMethod):
             (B, K, h, w) float32 in 0..1, a plane for each of ``pair_offsets(radius)``. What a plane says of a
             neighbour beyond the grid has no meaning.
         """
-        return pair_affinity(self.head(self.trunk(whole_cells(images)))[1], self.radius).float()
+        return self.forward(whole_cells(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """:meth:`affinity`; the entrance of exporters and profilers."""
-        return self.affinity(images)
+        """:meth:`affinity` of images in whole cells; the entrance of exporters and profilers.
+
+        Other sizes run too, and round up; their last cells see less than zeros around the image.
+        """
+        return pair_affinity(self.head(self.trunk(images))[1], self.radius).float()
 
     def losses(self, images: Tensor, targets: Tensor, planes: Tensor) -> dict[str, Tensor]:
         """Binary cross entropy of pairs within background, within a class, and of different classes.

@@ -15,7 +15,7 @@ from wsss_rt.localize import prepare_passes
 from wsss_rt.model_card import read_card
 from wsss_rt.refine.checks import check_input
 from wsss_rt.refine.random_walk import random_walk
-from wsss_rt.refine.walk_params import RADIUS, WalkParams
+from wsss_rt.refine.walk_params import RADIUS, STRIDE, WalkParams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,15 +90,17 @@ class WalkRefiner:
         check_input(image, scores)
         height, width = image.shape[:2]
         tensor = prepare_passes(image, self.card.input, scales=(1.0,), flip=False)[0].images
+        seen = (tensor.shape[2], tensor.shape[3])
+        # whole cells, zeros after normalising: what the net was trained to see beyond an image
+        below, right = (-side % STRIDE for side in seen)
         with self._lock:
-            affinity = self._open().run(tensor)[0][0]
+            affinity = self._open().run(np.pad(tensor, ((0, 0), (0, 0), (0, below), (0, right))))[0][0]
         if not np.isfinite(affinity).all():
             raise ImageError(
                 ImageErrorCode.NONFINITE_OUTPUT,
                 "the affinity holds NaN or infinity for this image",
                 fix="try --precision float32 or another --backend",
             )
-        seen = (tensor.shape[2], tensor.shape[3])
         walked = random_walk(_resize(scores, seen), affinity, self.params)
         return _resize(walked, (height, width))
 
