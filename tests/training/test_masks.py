@@ -19,7 +19,8 @@ from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.training.checkpoints import load_run
 from wsss_rt.training.config import Augment, TrainConfig, build_config
 from wsss_rt.training.data.build import build_data
-from wsss_rt.training.data.pairs import MaskedImages, build_pair_transform
+from wsss_rt.training.data.joint import joint_transform
+from wsss_rt.training.data.pairs import MaskedImages
 from wsss_rt.training.data.sources import FileSource, Item
 from wsss_rt.training.data.transforms import local_seed
 from wsss_rt.training.fit import fit
@@ -117,10 +118,11 @@ def test_image_and_mask_move_together(augment: Augment) -> None:
     mask = np.zeros((50, 70), np.uint8)
     mask[10:40, 5:30] = 2
     image = np.repeat((mask * 100)[..., None], 3, axis=2)
-    transform = build_pair_transform(augment, (48, 40), crop_scale=(0.4, 1.0))
+    transform = joint_transform(augment, (48, 40), (255,), crop_scale=(0.4, 1.0))
     for number in range(8):
         with local_seed(number):
-            ours, target = transform(image, mask)
+            moved, (target,) = transform(image, [mask])
+        ours = moved.numpy().transpose(1, 2, 0)
         assert ours.shape == (48, 40, 3) and target.shape == (48, 40)
         assert set(np.unique(target)) <= {0, 2, 255}
         known = target != 255
