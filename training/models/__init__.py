@@ -26,6 +26,7 @@ from wsss_rt.training.models.segvit_shrunk import SegViTShrunk
 from wsss_rt.training.models.token_refinement import TokenRefinement
 from wsss_rt.training.models.trunk import build_backbone, start_from_backbone
 from wsss_rt.training.models.ts_cam import TSCAM
+from wsss_rt.training.models.vit_method import ViTMethod
 
 __all__ = [
     "METHODS",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 DEFAULT_BACKBONE = "deit_small_patch16_224"
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[ViTMethod] | type[ConvMethod]] = {
     "mctformer-v1": MCTformerV1,
     "acr": ACR,
     "mctformer-v2": MCTformerV2,
