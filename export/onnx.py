@@ -21,7 +21,7 @@ from wsss_rt.export.gate_images import gate_images
 from wsss_rt.export.graph import OPSET, Weights, build_graph, embedded_paths, outputs_of
 from wsss_rt.export.parity import LIMITS, ParityError, ParityReport, compare
 from wsss_rt.io.atomic import write_atomic
-from wsss_rt.model_card import MapRule, ModelCard, seal
+from wsss_rt.model_card import Kind, MapRule, ModelCard, seal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +106,7 @@ def make_card(model: nn.Module, config: RunConfig, *, weights: Weights = "float3
     options = {**config.model, **config.recommended_options, "weights": weights}
     # where weights were started from is part of `training`, and no option of the graph
     options.pop("pretrained", None)
-    kind = getattr(model, "kind", "localizer")
+    kind: Kind = getattr(model, "kind", "localizer")
     # whatever an affinity net was trained on, it knows no classes
     classes = None if kind == "affinity" else ClassSet(tuple(config.classes))
     return ModelCard(

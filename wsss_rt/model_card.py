@@ -22,7 +22,8 @@ SEAL_KEY = "wsss_rt_sha256"
 _METADATA_TAG = (14 << 3) | 2
 
 SizePolicy = Literal["native", "short_side", "fixed"]
-KINDS = ("localizer", "segmenter")
+Kind = Literal["localizer", "segmenter", "affinity"]
+KINDS: tuple[Kind, ...] = ("localizer", "segmenter")
 Upsample = Literal["bilinear", "aligned", "bicubic"]
 Normalise = Literal["minmax", "peak"]
 
@@ -122,7 +123,7 @@ class ModelCard:
 
     method: str
     classes: tuple[str, ...]
-    kind: Literal["localizer", "segmenter", "affinity"] = "localizer"
+    kind: Kind = "localizer"
     colors: tuple[tuple[int, int, int], ...] = ()
     input: InputSpec = field(default_factory=InputSpec)
     outputs: tuple[str, ...] = ("scores", "maps")

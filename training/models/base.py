@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from wsss_rt.errors import WsssError
-from wsss_rt.model_card import MapRule, Recommended
+from wsss_rt.model_card import Kind, MapRule, Recommended
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Method(nn.Module, ABC):
         official_leftovers: how keys begin that an official state dict may hold and nothing reads.
     """
 
-    kind: ClassVar[Literal["localizer", "segmenter", "affinity"]]
+    kind: ClassVar[Kind]
     graph_outputs: ClassVar[tuple[str, ...]] = ("scores", "maps")
     needed_planes: ClassVar[tuple[str, ...]] = ()
     optional_planes: ClassVar[tuple[str, ...]] = ()
