@@ -92,7 +92,7 @@ def main() -> None:
                 "images_seen": config["training"]["images_seen"],
                 "tag_map": config["quality"].get("validation", {}).get("map"),
             },
-            "recommended": config["recommended"],
+            "recommended": json.loads((run / "recommended.json").read_text()),
             "seconds": {stage: round(value, 1) for stage, value in stages.seconds.items()},
             "eval": found,
         },

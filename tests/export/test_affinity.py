@@ -49,7 +49,7 @@ def test_an_official_checkpoint_becomes_an_affinity_model(tmp_path: Path) -> Non
             assert np.abs(found - expected).max() < 1e-4
     scene = render_scene(8, 1)
     scores = np.stack([scene.mask == 0, scene.mask > 0]).astype(np.float32)
-    refined = WalkRefiner(path)(scene.image, scores)
+    refined = WalkRefiner(path)(scene.image, scores).scores
     assert refined.shape == scores.shape and refined.min() >= 0 and refined.max() <= 1
 
 

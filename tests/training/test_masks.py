@@ -74,7 +74,10 @@ def test_masks_belong_to_their_images_and_name_their_classes(tmp_path: Path) -> 
 
 def test_what_does_not_fit_is_said_before_training(tmp_path: Path) -> None:
     images, out = labelled(tmp_path, 3)
-    for method, masks, words in (("segvit", "", "--masks"), ("mctformer-v2", out, "leave out --masks")):
+    for method, masks, words in (
+        ("segvit", "", "--masks"),
+        ("mctformer-v2", out, "does not learn from --masks"),
+    ):
         with pytest.raises(UsageError, match=words):
             check_model(config_of(method, images, masks))
     with pytest.raises(UsageError, match="does not know masks"):

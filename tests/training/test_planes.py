@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +113,10 @@ def test_l2g_trains_with_saliency_and_without(photos: Path, tmp_path: Path) -> N
     kept = {}
     for name in ("saliency", ""):
         planes = planes_of(photos, *([name] if name else []))
-        chosen = config("l2g", photos, model__options__views=2, data__val_images=2, **planes)
+        chosen = config("l2g", photos, model__options__views=2, **planes)
         check_model(chosen)
-        result = fit(chosen, build_data(chosen.data, seed=0), tmp_path / f"run{name}")
+        data = build_data(chosen.data, seed=0)
+        result = fit(chosen, replace(data, validation=data.train), tmp_path / f"run{name}")
         assert 0 <= result.validation["map"] <= 1
         kept[name], _ = load_run(tmp_path / f"run{name}")
     first, second = (kept[name].state_dict() for name in ("saliency", ""))
