@@ -80,7 +80,9 @@ def main() -> None:
             f"eval_{mode}", "eval", out, options.data, "--list", split, "--only", ",".join(CLASSES),
             "--json", result,
         )  # fmt: skip
-        found[mode] = json.loads(result.read_text())
+        measured = json.loads(result.read_text())
+        # folders of this machine, which say nothing on another
+        found[mode] = {key: value for key, value in measured.items() if key not in ("prediction", "truth")}
     config = json.loads((work / "run" / "config.json").read_text())
     path = write_result(
         "voc_animals",
