@@ -4,7 +4,7 @@
 
 The photographs are VOC 2012's of five animals with what else is in them, so the figures are no VOC figures.
 The model starts from random weights: the result is low, and shows that nothing in the path is special
-to scenes.
+to scenes. Stages that have ended are kept in ``--work`` with the time they took: a run cut short goes on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,26 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from commands import wsss_rt
 from record import write_result
 
 CLASSES = ("cat", "dog", "horse", "sheep", "cow", "person")
+
+
+class Stages:
+    """Commands that run once, and the seconds each took, kept in a file between runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def run(self, stage: str, *arguments: Any) -> None:
+        """Run a ``wsss-rt`` command, unless it has ended well before."""
+        if stage not in self.seconds:
+            self.seconds[stage] = wsss_rt(*arguments)
+            self._path.write_text(json.dumps(self.seconds))
 
 
 def main() -> None:
@@ -37,19 +52,18 @@ def main() -> None:
     photographs = work / "val.txt"
     photographs.write_text("".join(f"{options.data.resolve()}/JPEGImages/{name}.jpg\n" for name in names))
 
-    seconds = {
-        "train": wsss_rt(
-            "train", "mctformer-v2", "--data", options.data, "--recipe", options.recipe,
-            "--images", options.images, "--out", work / "run",
-        )
-    }  # fmt: skip
-    model = work / "voc_animals.onnx"
-    model.unlink(missing_ok=True)
-    seconds["export"] = wsss_rt("export", work / "run", "--out", model)
+    run, model = work / "run", work / "voc_animals.onnx"
+    stages = Stages(work / "seconds.json")
+    stages.run(
+        "train", "train", "mctformer-v2", "--data", options.data, "--recipe", options.recipe,
+        "--images", options.images, "--out", run,
+    )  # fmt: skip
+    stages.run("export", "export", run, "--out", model)
     found = {}
     for mode, given in (("given", ("--tags", options.data / "labels.csv")), ("predicted", ())):
         out = work / f"labels-{mode}"
-        seconds[f"label_{mode}"] = wsss_rt(
+        stages.run(
+            f"label_{mode}",
             "label",
             f"@{photographs}",
             "--out",
@@ -62,9 +76,10 @@ def main() -> None:
             *given,
         )
         result = work / f"{mode}.json"
-        seconds[f"eval_{mode}"] = wsss_rt(
-            "eval", out, options.data, "--list", split, "--only", ",".join(CLASSES), "--json", result
-        )
+        stages.run(
+            f"eval_{mode}", "eval", out, options.data, "--list", split, "--only", ",".join(CLASSES),
+            "--json", result,
+        )  # fmt: skip
         found[mode] = json.loads(result.read_text())
     config = json.loads((work / "run" / "config.json").read_text())
     path = write_result(
@@ -78,7 +93,7 @@ def main() -> None:
                 "tag_map": config["quality"].get("validation", {}).get("map"),
             },
             "recommended": config["recommended"],
-            "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+            "seconds": {stage: round(value, 1) for stage, value in stages.seconds.items()},
             "eval": found,
         },
     )

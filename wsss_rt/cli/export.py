@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsss_rt.errors import MissingExtraError, UsageError, nearest
+from wsss_rt.gpu_driver import settle_absent_driver
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +103,7 @@ def export(
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("wsss-rt export", extra="export", package=package)
+    settle_absent_driver()
 
     from wsss_rt.export.onnx import export_onnx
     from wsss_rt.export.parity import ParityError
