@@ -80,7 +80,9 @@ def main() -> None:
             f"eval_{mode}", "eval", out, options.data, "--list", split, "--only", ",".join(CLASSES),
             "--json", result,
         )  # fmt: skip
-        found[mode] = json.loads(result.read_text())
+        measured = json.loads(result.read_text())
+        # folders of this machine, which say nothing on another
+        found[mode] = {key: value for key, value in measured.items() if key not in ("prediction", "truth")}
     config = json.loads((work / "run" / "config.json").read_text())
     path = write_result(
         "voc_animals",
@@ -92,7 +94,7 @@ def main() -> None:
                 "images_seen": config["training"]["images_seen"],
                 "tag_map": config["quality"].get("validation", {}).get("map"),
             },
-            "recommended": config["recommended"],
+            "recommended": json.loads((run / "recommended.json").read_text()),
             "seconds": {stage: round(value, 1) for stage, value in stages.seconds.items()},
             "eval": found,
         },
