@@ -18,6 +18,7 @@ from typing import Any
 from commands import wsss_rt
 from record import write_result
 
+UNKEPT = ("prediction", "truth", "per_image", "confusion")
 CLASSES = ("cat", "dog", "horse", "sheep", "cow", "person")
 
 
@@ -81,8 +82,8 @@ def main() -> None:
             "--json", result,
         )  # fmt: skip
         measured = json.loads(result.read_text())
-        # folders of this machine, which say nothing on another
-        found[mode] = {key: value for key, value in measured.items() if key not in ("prediction", "truth")}
+        # folders of this machine say nothing on another, and five thousand lines on single images little
+        found[mode] = {key: value for key, value in measured.items() if key not in UNKEPT}
     config = json.loads((work / "run" / "config.json").read_text())
     path = write_result(
         "voc_animals",
