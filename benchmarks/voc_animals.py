@@ -27,13 +27,27 @@ class Stages:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self._ended: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def run(self, stage: str, *arguments: Any) -> None:
-        """Run a ``wsss-rt`` command, unless it has ended well before."""
-        if stage not in self.seconds:
-            self.seconds[stage] = wsss_rt(*arguments)
-            self._path.write_text(json.dumps(self.seconds))
+        """Run a ``wsss-rt`` command, unless this very command has ended well before.
+
+        Where it runs, what later stages made of its former result is forgotten.
+        """
+        command = [str(argument) for argument in arguments]
+        if self._ended.get(stage, {}).get("command") == command:
+            return
+        names = list(self._ended)
+        for later in names[names.index(stage) :] if stage in names else ():
+            del self._ended[later]
+        seconds = wsss_rt(*command)
+        self._ended[stage] = {"command": command, "seconds": seconds}
+        self._path.write_text(json.dumps(self._ended))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of each stage."""
+        return {stage: entry["seconds"] for stage, entry in self._ended.items()}
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ def settle_absent_driver() -> bool:
     """Tell libraries of this process and its children that there is no GPU, where there can be none.
 
     While torch traces a model it asks for each operation whether there is a GPU, and without a driver every
-    answer searches the system for its library: a sixth of an export's time. An empty list of visible devices
-    spares the search. For the start of a command; it sets the environment of the whole process.
+    answer searches the system for its library. An empty list of visible devices spares the search. For the
+    start of a command; it sets the environment of the whole process.
 
     Returns:
         Whether that was set: on Linux without libcuda, and where nobody chose devices.
