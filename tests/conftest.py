@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from wsss_rt.gpu_driver import settle_absent_driver
+
 # the suite runs in as many processes as there are cores; threads within each would only fight for them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settle_absent_driver()
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = Path(__file__).resolve().parent / "goldens"

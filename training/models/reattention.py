@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wsss_rt.training.models.precision import without_autocast
+
 # of the softmax over selected keys, and of the priorities
 EPSILON = 1e-6
 _TINY = torch.finfo(torch.float32).tiny
@@ -99,7 +101,7 @@ def masked_reattention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, *, sca
     Returns:
         (B, H, N, d) in the type of ``v``; unselected queries too.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         logits = q.float() * scale @ k.float().transpose(-2, -1)
         return (selected_softmax(logits, selected) @ v.float()).to(v.dtype)
 
