@@ -70,8 +70,11 @@ def test_the_smallest_inputs(shape: tuple[int, int, int, int, int], device: str)
 
 def test_logits_far_apart_neither_overflow_nor_vanish(device: str) -> None:
     """Logits of about 200: exponentials that no float32 could hold."""
-    verdicts = parity(1, 2, 70, 64, 3, FULL, device=device, spread=8.0)
+    verdicts = parity(1, 2, 70, 64, 5, FULL, device=device, spread=8.0)
     assert all(verdict.passed for verdict in verdicts), verdicts
+    # few class tokens multiply in another order than the pass that found the maximum: float32's digits of 200
+    rows = parity(1, 2, 70, 64, 1, FULL, wanted=ROWS, device=device, spread=8.0)
+    assert all(verdict.kernel < 1e-4 for verdict in rows), rows
 
 
 def test_layers_add_up_in_the_accumulators(device: str) -> None:
