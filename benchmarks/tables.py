@@ -69,11 +69,11 @@ def scenes(result: dict[str, Any]) -> str:
 
 def voc_animals(result: dict[str, Any]) -> str:
     """IoU on photographs."""
-    names = list(result["eval"]["given"]["classes"])
+    names = [entry["name"] for entry in result["eval"]["given"]["classes"]]
     head = ["tags", *names, "seconds to label"]
     rows = []
     for mode in ("given", "predicted"):
-        found = result["eval"][mode]["classes"]
+        found = {entry["name"]: entry for entry in result["eval"][mode]["classes"]}
         rows.append(
             [
                 mode,

@@ -27,6 +27,7 @@ _AXES: Mapping[str, tuple[str | int | None, ...]] = {
     INPUT: ("batch", 3, "height", "width"),
     "scores": ("batch", None),
     "maps": ("batch", None, "rows", "columns"),
+    "affinity": ("batch", None, "rows", "columns"),
 }
 _PIXEL_AXES = ("batch", None, "height", "width")
 # a smaller tensor gains nothing, and biases and norms are where half precision hurts
@@ -35,7 +36,7 @@ _HALF_MAX = 65504.0
 
 
 def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -> bytes:
-    """Trace ``forward`` of a localizer or segmenter, which returns ``(scores, maps)``.
+    """Trace ``forward`` of a localizer or segmenter, which returns ``(scores, maps)``, or of an affinity net.
 
     The graph is made of plain operations whatever ``WSSS_RT_KERNELS`` says: ONNX has no place for Triton's.
     What a model can compute from its weights alone (``constants_folded``) is computed here, once.
@@ -55,7 +56,7 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
     # neither square nor a multiple of the patch, and no batch of one: such sizes would be baked in
     example = torch.zeros(2, 3, 5 * patch + patch // 2, 7 * patch + 1)
     folded = getattr(model, "constants_folded", nullcontext)
-    segments = hasattr(model, "segment")
+    kind: str = getattr(model, "kind", "localizer")
     try:
         with _quiet(), torch.no_grad(), folded(), use_kernels("reference"):
             program = torch.onnx.export(
@@ -64,7 +65,7 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
                 dynamo=True,
                 dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
                 input_names=[INPUT],
-                output_names=list(OUTPUTS),
+                output_names=list(outputs_of(model)),
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -76,14 +77,20 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
         ) from error
     assert program is not None
     proto = program.model_proto
-    _strip(proto, name="segmenter" if segments else "localizer")
+    _strip(proto, name=kind)
     # a segmenter's maps are as large as the image
-    _name_axes(proto, {**_AXES, **({"maps": _PIXEL_AXES} if segments else {})})
+    _name_axes(proto, {**_AXES, **({"maps": _PIXEL_AXES} if kind == "segmenter" else {})})
     if weights == "float16":
         _store_half(proto.graph)
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
+
+
+def outputs_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of what ``forward`` returns: scores and maps, unless the model says otherwise."""
+    named: tuple[str, ...] = getattr(model, "graph_outputs", OUTPUTS)
+    return named
 
 
 def _strip(proto: onnx.ModelProto, *, name: str) -> None:

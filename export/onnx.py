@@ -16,16 +16,18 @@ from torch import nn
 from wsss_rt.classes import ClassSet
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import WsssError
+from wsss_rt.export.affinity_gate import compare_affinity
 from wsss_rt.export.gate_images import gate_images
-from wsss_rt.export.graph import OPSET, OUTPUTS, Weights, build_graph, embedded_paths
-from wsss_rt.export.parity import LIMITS, GateEngine, ParityError, ParityReport, compare
+from wsss_rt.export.graph import OPSET, Weights, build_graph, embedded_paths, outputs_of
+from wsss_rt.export.parity import LIMITS, ParityError, ParityReport, compare
 from wsss_rt.io.atomic import write_atomic
-from wsss_rt.model_card import ModelCard, seal
+from wsss_rt.model_card import Kind, MapRule, ModelCard, seal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from wsss_rt.engines.base import Engine
     from wsss_rt.training.checkpoints import RunConfig
 
 
@@ -104,16 +106,18 @@ def make_card(model: nn.Module, config: RunConfig, *, weights: Weights = "float3
     options = {**config.model, **config.recommended_options, "weights": weights}
     # where weights were started from is part of `training`, and no option of the graph
     options.pop("pretrained", None)
-    classes = ClassSet(tuple(config.classes))
+    kind: Kind = getattr(model, "kind", "localizer")
+    # whatever an affinity net was trained on, it knows no classes
+    classes = None if kind == "affinity" else ClassSet(tuple(config.classes))
     return ModelCard(
         method=config.method,
-        kind="segmenter" if hasattr(model, "segment") else "localizer",
-        classes=classes.names,
-        colors=tuple(classes.color(index) for index in range(len(classes))),
+        kind=kind,
+        classes=() if classes is None else classes.names,
+        colors=() if classes is None else tuple(classes.color(index) for index in range(len(classes))),
         input=replace(config.input, patch=int(getattr(model, "patch_size", config.input.patch))),
-        outputs=OUTPUTS,
+        outputs=outputs_of(model),
         recommended=config.recommended,
-        align_corners=bool(getattr(model, "align_corners", False)),
+        maps=getattr(model, "map_rule", MapRule()),
         precision="float32",
         options=_without_folders(options),
         training=_without_folders(config.training),
@@ -127,6 +131,22 @@ def _gate(
 ) -> ParityReport:
     chosen = gate_images(folder)
     engines, missing = _open_engines(seal(graph, card), card)
+    if card.kind == "affinity":
+
+        def affinity(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                planes: NDArray[np.float32] = model(torch.from_numpy(tensor)).numpy()
+            return planes
+
+        return compare_affinity(
+            affinity,
+            engines,
+            chosen.images,
+            card=card,
+            limit=LIMITS[weights].maps,
+            source=chosen.source,
+            missing=missing,
+        )
 
     def reference(tensor: NDArray[np.float32]) -> EngineOutput:
         with torch.inference_mode():
@@ -144,12 +164,12 @@ def _gate(
     )
 
 
-def _open_engines(artifact: bytes, card: ModelCard) -> tuple[dict[str, GateEngine], dict[str, str]]:
+def _open_engines(artifact: bytes, card: ModelCard) -> tuple[dict[str, Engine], dict[str, str]]:
     """Every installed engine on the very bytes that are to be written, and why the others are missing."""
     from wsss_rt.engines.onnxruntime import OnnxRuntimeEngine
     from wsss_rt.engines.openvino import OpenVinoEngine
 
-    engines: dict[str, GateEngine] = {}
+    engines: dict[str, Engine] = {}
     missing: dict[str, str] = {}
     for kind in (OnnxRuntimeEngine, OpenVinoEngine):
         try:

@@ -237,5 +237,5 @@ def _mask(
         merged = segment.merge_passes([output.maps], size=size)
         background, maps = segment.split_background(merged, has_background=card.has_background)
     else:
-        maps = localize.merge_passes([output.maps], present, size=size, align_corners=card.align_corners)
+        maps = localize.merge_passes([output.maps], present, size=size, rule=card.maps)
     return localize.decide(maps, present, num_classes=len(card.classes), background=background).mask

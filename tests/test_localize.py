@@ -20,7 +20,7 @@ from wsss_rt.localize import (
     prepare_passes,
     tag_probabilities,
 )
-from wsss_rt.model_card import InputSpec
+from wsss_rt.model_card import InputSpec, MapRule, Upsample
 from wsss_rt.resize import resize_map
 
 NATIVE = InputSpec()
@@ -104,9 +104,9 @@ def test_scaled_pixels_are_pillows_bicubic() -> None:
     np.testing.assert_allclose(half.images[0], expected.transpose(2, 0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("upsample", ["bilinear", "aligned", "bicubic"])
 @pytest.mark.parametrize("size", [(75, 100), (9, 13), (7, 9), (3, 2), (1, 5)])
-def test_merging_on_tokens_equals_the_official_order(size: tuple[int, int], aligned: bool) -> None:
+def test_merging_on_tokens_equals_the_official_order(size: tuple[int, int], upsample: Upsample) -> None:
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(1)
     passes = [random.random((2, 5, *grid), dtype=np.float32) for grid in ((7, 9), (5, 7), (7, 9))]
@@ -115,21 +115,24 @@ def test_merging_on_tokens_equals_the_official_order(size: tuple[int, int], alig
     for entry in passes:
         for row, tokens in enumerate(entry):
             grown = torch.nn.functional.interpolate(
-                torch.from_numpy(tokens[None]), size=size, mode="bilinear", align_corners=aligned
+                torch.from_numpy(tokens[None]),
+                size=size,
+                mode="bicubic" if upsample == "bicubic" else "bilinear",
+                align_corners=upsample == "aligned",
             )[0].numpy()
             total += grown[present, :, ::-1] if row else grown[present]
     low, high = total.min((1, 2), keepdims=True), total.max((1, 2), keepdims=True)
     expected = (total - low) / (high - low + 1e-8)
-    merged = merge_passes(passes, present, size=size, align_corners=aligned)
+    merged = merge_passes(passes, present, size=size, rule=MapRule(upsample))
     np.testing.assert_allclose(merged, expected, atol=1e-5)
 
 
 def test_aligned_corners_keep_the_first_and_the_last_value() -> None:
     tokens = np.array([[0, 1], [2, 4]], np.float32)
     expected = [[0, 0.5, 1], [1, 1.75, 2.5], [2, 3, 4]]
-    assert resize_map(tokens, (3, 3), align_corners=True).tolist() == expected
-    assert resize_map(tokens[:1, :1], (2, 1), align_corners=True).tolist() == [[0], [0]]
-    assert resize_map(tokens, (1, 4), align_corners=True)[0] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert resize_map(tokens, (3, 3), upsample="aligned").tolist() == expected
+    assert resize_map(tokens[:1, :1], (2, 1), upsample="aligned").tolist() == [[0], [0]]
+    assert resize_map(tokens, (1, 4), upsample="aligned")[0] == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 def test_a_flat_map_is_nowhere() -> None:

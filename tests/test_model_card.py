@@ -12,7 +12,7 @@ import pytest
 from tests.label_models import color_card, write_color_model
 from wsss_rt import model_card
 from wsss_rt.errors import WsssError
-from wsss_rt.model_card import ModelCard, read_artifact, read_card, seal
+from wsss_rt.model_card import MapRule, ModelCard, read_artifact, read_card, seal
 
 
 @pytest.fixture
@@ -41,6 +41,16 @@ def test_a_card_reads_back_as_it_was_sealed(tmp_path: Path) -> None:
     card, data = read_artifact(path)
     assert data == path.read_bytes()
     assert replace(card, weights_sha256="") == given
+
+
+def test_how_maps_become_pixels_is_read_and_old_cards_take_the_default() -> None:
+    raw = json.loads(color_card(maps=MapRule("aligned", "peak")).to_json())
+    assert ModelCard.from_json(json.dumps(raw)).maps == MapRule("aligned", "peak")
+    del raw["maps"]
+    assert ModelCard.from_json(json.dumps(raw)).maps == MapRule("bilinear", "minmax")
+    raw["maps"] = {"upsample": "lanczos"}
+    with pytest.raises(WsssError, match="lanczos"):
+        ModelCard.from_json(json.dumps(raw))
 
 
 def test_the_artifact_is_an_onnx_file_that_carries_the_card(artifact: Path) -> None:

@@ -184,14 +184,15 @@ def test_kept_maps_are_those_of_the_tags() -> None:
 
 def test_a_refiner_gets_scores_between_0_and_1(monkeypatch: pytest.MonkeyPatch) -> None:
     from wsss_rt import refine
+    from wsss_rt.refine.refined import Refined
 
     seen: list[NDArray[np.float32]] = []
 
-    def swallow(image: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    def swallow(image: NDArray[np.uint8], scores: NDArray[np.float32]) -> Refined:
         seen.append(scores)
-        return scores
+        return Refined(scores)
 
-    monkeypatch.setitem(refine.REFINERS, "swallow", lambda: swallow)
+    monkeypatch.setitem(refine.REFINERS, "swallow", lambda options: swallow)
     plain = Labeler(engine=ColorSegmenter()).label(blocks(2))
     refined = Labeler(engine=ColorSegmenter(), refine="swallow").label(blocks(2))
     assert seen[0].shape[0] == 1 + len(COLORS) and 0 <= seen[0].min() <= seen[0].max() <= 1

@@ -208,6 +208,7 @@ def load_official_checkpoint(
         classes=tuple(classes),
         model=options,
         input=policy(),
+        recommended=getattr(built, "official_settings", Recommended()),
         training={"source": "official checkpoint", "file": path.name, "file_sha256": _file_sha256(path)},
     )
     return built.eval(), config

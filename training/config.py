@@ -49,11 +49,22 @@ __all__ = [
     "to_toml",
 ]
 
+_RESNET38 = ModelSection(backbone="resnet38d", img_size=448)
+_NEW_HEAD = OptimSection(head_lr_factor=10.0)
+#: Sections whose defaults are not the usual ones, by method.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "l2g": {"model": _RESNET38, "data": DataSection(augment=Augment.SHORT_CROP), "optim": _NEW_HEAD},
+    "psa": {
+        "model": _RESNET38,
+        "data": DataSection(augment=Augment.PAD_CROP, val_images=0),
+        "optim": _NEW_HEAD,
+    },
+}
 SECTIONS = {"model": ModelSection, "data": DataSection, "optim": OptimSection, "run": RunSection}
 # these may change between a run and its continuation; what is trained on is compared by its fingerprint
 _FREE_KEYS = {
     ("recipe",), ("data", "source"), ("data", "layout"), ("data", "tags"), ("data", "masks"),
-    ("data", "classes"),
+    ("data", "classes"), ("data", "saliency"), ("data", "low_alpha"), ("data", "high_alpha"),
     ("data", "workers"), ("data", "check"), ("run", "log_seconds"), ("run", "save_every"),
     ("run", "validate_every"), ("run", "devices"),
 }  # fmt: skip
@@ -73,7 +84,7 @@ def build_config(
         UsageError: unknown recipe, section or key (the nearest one is named), a value of the wrong type, or
             a recipe for other methods.
     """
-    config = TrainConfig(method=method)
+    config = TrainConfig(method=method, **METHOD_DEFAULTS.get(method, {}))
     if recipe is not None:
         name, raw = read_recipe(recipe)
         methods = raw.pop("methods", [method])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.training.sections import SIZE_ORDERS, OptimSection, Schedule, TrainConfig
+from wsss_rt.training.sections import SIZE_ORDERS, Optimizer, OptimSection, Schedule, TrainConfig
 
 
 def check_values(config: TrainConfig) -> None:
@@ -52,6 +52,11 @@ def _check_optim(section: OptimSection) -> None:
     for name, value in {"momentum": section.momentum, "step_factor": section.step_factor}.items():
         if not 0 <= value <= 1:
             raise UsageError(f"optim.{name} = {value} must lie in 0..1")
+    if section.nesterov and not (section.optimizer is Optimizer.SGD and section.momentum > 0):
+        raise UsageError(
+            "optim.nesterov looks ahead along a momentum, and there is none",
+            fix='set optim.optimizer = "sgd" and optim.momentum = 0.9',
+        )
     steps = section.step_epochs
     if any(isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1 for epoch in steps):
         raise UsageError(f"optim.step_epochs = {steps} must be a list of epochs, counted from 1")

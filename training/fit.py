@@ -117,7 +117,9 @@ class _Loop:
         self.average = WeightAverage(self.bare, config.optim.ema) if config.optim.ema else None
         epoch = data.train.count or 0
         self.rate = LearningRate(config.optim, batch=self.per_step, total=total, epoch=epoch)
-        self.validation = Cached(data.validation) if data.validation is not None else None
+        self.images = self.task.dataset(data.train, config)
+        measured = data.validation if self.task.measures else None
+        self.validation = Cached(measured) if measured is not None else None
         self.spec = input_spec(config, patch=self.bare.patch_size)
         self.step, self.elapsed, self.begun = 0, 0.0, 0.0
         self.measured: dict[str, Any] = {}
@@ -189,11 +191,11 @@ class _Loop:
             # earlier: the loader draws from it too, when its first batch is asked for
             numbers = (_STEP_SEED, config.run.seed, self.step, part, self.fabric.global_rank)
             torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) % 2**63)
-            images, targets = normalise(batch[0]), batch[1]
+            images = normalise(batch[0])
             if config.run.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with self.fabric.no_backward_sync(self.model, enabled=part < accumulate - 1):
-                losses = self.model.losses(images, targets)
+                losses = self.model.losses(images, *batch[1:])
                 self.fabric.backward(torch.stack(list(losses.values())).sum() / accumulate)
             for name, value in losses.items():
                 share = value.detach() / accumulate
@@ -224,11 +226,10 @@ class _Loop:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
-        images = self.task.dataset(self.data.train, config)
         on_gpu = self.fabric.device.type == "cuda"
         automatic = min(8, max(1, cores() - 1)) if on_gpu else min(2, cores())
         workers = section.workers if section.workers >= 0 else automatic
-        loader = build_loader(images, order, workers=workers, pin=on_gpu)
+        loader = build_loader(self.images, order, workers=workers, pin=on_gpu)
         return iter(self.fabric.setup_dataloaders(loader, use_distributed_sampler=False))
 
     def _passed(self, every: int) -> bool:

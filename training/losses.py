@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsss_rt.errors import UsageError, nearest
+from wsss_rt.kernels.precision import without_autocast
 
 #: What image-level tags are learned by: one class an image, or several.
 TAG_LOSSES = ("cross_entropy", "soft_margin")
@@ -78,7 +79,7 @@ def class_token_contrast(tokens: Tensor, targets: Tensor) -> Tensor:
     """
     present = targets.float()
     # half precision would round the cosines, whose differences are all that counts
-    with torch.autocast(tokens.device.type, enabled=False):
+    with without_autocast(tokens.device):
         unit = functional.normalize(tokens.float(), dim=-1)
         cosine = unit @ unit.transpose(-2, -1)
     entropy = torch.logsumexp(cosine, dim=-1) - cosine.diagonal(dim1=-2, dim2=-1)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from wsss_rt.kernels.precision import without_autocast
+
 IGNORE = 255
 # weights and shape of the official criterion (MaskFormer's, without matching)
 _NO_OBJECT = 0.1
@@ -44,7 +46,7 @@ def attention_to_mask_losses(
     truth = (labels[images] == numbers[:, None, None]).float()
     count = _mean_over_processes(truth.new_tensor(float(len(images)))).clamp(min=1)
     losses = {}
-    with torch.autocast(targets.device.type, enabled=False):
+    with without_autocast(targets.device):
         for index, (maps, logits) in enumerate(zip(masks, class_logits, strict=True)):
             suffix = "" if index == len(masks) - 1 else f"_{index}"
             chosen = grow(maps.float()[images, numbers][:, None])[:, 0]

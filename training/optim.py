@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> t
 
     Biases, 1-D parameters and what ``model.no_weight_decay()`` names (tokens, position embeddings) do not
     decay; neither do positions under other names, unless ``decay_positions`` says so. Groups carry
-    ``lr_factor``, by which the loop multiplies their rate: ``head_lr_factor`` for a segmenter's head.
+    ``lr_factor``, by which the loop multiplies their rate: ``head_lr_factor`` for ``head_parameters()``.
 
     Args:
         model: the model.
@@ -38,18 +38,20 @@ def build_optimizer(model: nn.Module, section: OptimSection, *, batch: int) -> t
             factor = section.head_lr_factor if id(parameter) in ahead else 1.0
             groups.setdefault((free, factor), []).append(parameter)
     accident = section.optimizer is Optimizer.SGD_DECAY_AS_MOMENTUM
+    rate = peak_lr(section, batch=batch)
     listed: list[dict[str, Any]] = [
         {
             "params": members,
             "weight_decay": 0.0 if free or accident else section.weight_decay,
             "lr_factor": factor,
+            "lr": rate * factor,
         }
         for (free, factor), members in sorted(groups.items(), key=lambda entry: entry[0])
     ]
     if section.optimizer is not Optimizer.ADAMW:
         momentum = section.weight_decay if accident else section.momentum
-        return torch.optim.SGD(listed, lr=peak_lr(section, batch=batch), momentum=momentum)
-    return torch.optim.AdamW(listed, lr=peak_lr(section, batch=batch), betas=_betas(section), fused=True)
+        return torch.optim.SGD(listed, lr=rate, momentum=momentum, nesterov=section.nesterov)
+    return torch.optim.AdamW(listed, lr=rate, betas=_betas(section), fused=True)
 
 
 def peak_lr(section: OptimSection, *, batch: int) -> float:

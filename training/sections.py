@@ -25,7 +25,8 @@ class Augment(StrEnum):
     """What happens to a training image.
 
     ``official`` is timm's (MCTformer, and token refinement on ILSVRC); ``squash-crop`` is token refinement's
-    on CUB; ``scale-pad`` is ACR's; ``scale-crop`` is mmsegmentation's, for images with masks.
+    on CUB; ``scale-pad`` is ACR's; ``scale-crop`` is mmsegmentation's, for images with masks; ``short-crop``
+    is L2G's and ``pad-crop`` is PSA's.
     """
 
     NONE = "none"
@@ -36,6 +37,8 @@ class Augment(StrEnum):
     SQUASH_CROP = "squash-crop"
     SCALE_PAD = "scale-pad"
     SCALE_CROP = "scale-crop"
+    SHORT_CROP = "short-crop"
+    PAD_CROP = "pad-crop"
 
 
 class Precision(StrEnum):
@@ -82,7 +85,7 @@ class ModelSection:
     """What is trained.
 
     Attributes:
-        backbone: name in timm's registry.
+        backbone: name in timm's registry; methods on a ResNet-38d start from that one.
         img_size: side of the training images in pixels.
         pretrained: start from weights that timm downloads.
         pretrained_file: start from the backbone's state dict in this file, or from the backbone of this run
@@ -126,6 +129,9 @@ class DataSection:
         window: for segmenters: side of the windows that slide over larger inputs when labelling; 0 runs them
             whole.
         stride: between windows, pixels; 0 means two thirds of ``window``.
+        saliency: folder of 8-bit grey PNGs, one for each image and of its size, for methods that use them.
+        low_alpha, high_alpha: output folders of ``label``, refined by a CRF whose background has a low and a
+            high power; what an affinity net learns from.
         val_seed: seed of validation scenes.
         workers: loader processes; -1 picks by the number of cores.
         check: decode every image once before training starts.
@@ -149,6 +155,9 @@ class DataSection:
     input_size: int = 0
     window: int = 0
     stride: int = 0
+    saliency: str = ""
+    low_alpha: str = ""
+    high_alpha: str = ""
     val_seed: int = 990_001
     workers: int = -1
     check: bool = True
@@ -161,7 +170,8 @@ class OptimSection:
     Attributes:
         optimizer: see :class:`Optimizer`.
         lr: learning rate, for a batch of ``lr_batch`` images.
-        head_lr_factor: how much faster a segmenter's head learns than its backbone (SegViT: 10).
+        head_lr_factor: how much faster the head of a segmenter, L2G or PSA learns than its backbone (the
+            literature: 10).
         lr_batch: batch for which ``lr`` is meant (linear scaling); 0 takes ``lr`` as it is.
         min_lr: where the schedule ends.
         warmup_lr: where the warm-up begins.
@@ -172,6 +182,7 @@ class OptimSection:
             by accident.
         betas: of Adam.
         momentum: of SGD.
+        nesterov: look ahead along it.
         schedule: see :class:`Schedule`. ``poly`` falls to ``min_lr`` as (1 - progress) to the power of
             ``poly_power``; ``steps`` multiplies the rate by ``step_factor`` when an epoch of ``step_epochs``
             (counted from 1) begins, for finite data only.
@@ -196,6 +207,7 @@ class OptimSection:
     decay_positions: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     momentum: float = 0.0
+    nesterov: bool = False
     schedule: Schedule = Schedule.COSINE
     poly_power: float = 0.9
     step_epochs: list[int] = field(default_factory=list)

@@ -35,6 +35,10 @@ class _TorchEngine:
     device: str = ""
     choice: dict[str, Any] = field(default_factory=dict)
 
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        found = self.infer(images)
+        return found.scores, found.maps
+
     def infer(self, images: NDArray[np.float32]) -> EngineOutput:
         device = next(self.model.parameters()).device
         with self.autocast():

@@ -28,7 +28,7 @@ def check_model(config: TrainConfig) -> None:
     """
     import timm
 
-    from wsss_rt.training.data.pairs import check_augment
+    from wsss_rt.training.data.joint import check_joint
     from wsss_rt.training.models import METHODS, SEGMENTERS, method_options
 
     if config.method not in METHODS:
@@ -42,6 +42,7 @@ def check_model(config: TrainConfig) -> None:
         raise UsageError(
             f"unknown backbone {config.model.backbone!r}", fix=nearest(config.model.backbone, choices)
         )
+    wanted_planes(config)
     segments = config.method in SEGMENTERS
     if segments and config.data.source != SCENES and not config.data.masks:
         raise UsageError(
@@ -50,11 +51,11 @@ def check_model(config: TrainConfig) -> None:
         )
     if not segments and config.data.masks:
         raise UsageError(
-            f"{config.method} learns from tags",
-            fix=f"leave out --masks, or train {', '.join(sorted(SEGMENTERS))}",
+            f"{config.method} does not learn from --masks",
+            fix=f"leave it out, or train {', '.join(sorted(SEGMENTERS))}",
         )
     if segments:
-        check_augment(config.data.augment)
+        check_joint(config.data.augment)
     second = config.model.options.get("stage") == "cam"
     if second != bool(config.model.first_stage):
         raise UsageError(
@@ -67,6 +68,32 @@ def check_model(config: TrainConfig) -> None:
         )
     if config.model.pretrained and config.model.pretrained_file:
         raise UsageError("model.pretrained and model.pretrained_file exclude each other")
+
+
+def wanted_planes(config: TrainConfig) -> tuple[str, ...]:
+    """The planes beside images and tags that a run learns from, in the order in which its model wants them.
+
+    Raises:
+        UsageError: the method needs a folder that is not given, or has no use for one that is.
+    """
+    from wsss_rt.training.data.planes import PLANES
+    from wsss_rt.training.models import METHODS
+
+    method = METHODS[config.method]
+    usable = (*method.needed_planes, *method.optional_planes)
+    given = [name for name in PLANES if getattr(config.data, name)]
+    for name in method.needed_planes:
+        if name not in given:
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"{config.method} needs --{flag}",
+                why="it learns from masks that a CRF refined with a low and a high power of background",
+                fix="write both: wsss-rt label IMAGES --refine crf --crf-alpha 4 --out la, and 32 for ha",
+            )
+    for name in given:
+        if name not in usable:
+            raise UsageError(f"{config.method} has no use for data.{name}", fix="leave it out")
+    return tuple(name for name in usable if name in given)
 
 
 def new_model(config: TrainConfig, *, num_classes: int) -> Method:

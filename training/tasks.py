@@ -16,9 +16,12 @@ from wsss_rt.model_card import InputSpec, Recommended
 from wsss_rt.training.config import TrainConfig
 from wsss_rt.training.data.loader import TrainingImages
 from wsss_rt.training.data.pairs import MaskedImages
+from wsss_rt.training.data.planes import PlaneImages, find_planes
 from wsss_rt.training.data.sources import Source
+from wsss_rt.training.models.psa import PSA
 from wsss_rt.training.models.segmenter import Segmenter
 from wsss_rt.training.segment_validation import evaluate_segmentation, recommend_segmenter
+from wsss_rt.training.setup import wanted_planes
 from wsss_rt.training.validation import current_kinds, evaluate_localization, map_kinds, recommend
 
 
@@ -42,8 +45,13 @@ class Look:
 class Task(Protocol):
     """What a model learns, how that is measured, and what follows for its card."""
 
+    @property
+    def measures(self) -> bool:
+        """Whether validation images say how good the model is."""
+        ...
+
     def dataset(self, source: Source, config: TrainConfig) -> Dataset[Any]:
-        """Augmented images with targets, by the loader's keys."""
+        """Augmented images and what the model's ``losses`` wants beside them, by the loader's keys."""
         ...
 
     def validate(self, dataset: Source, look: Look) -> dict[str, Any]:
@@ -63,18 +71,34 @@ class Task(Protocol):
 
 def task_of(model: torch.nn.Module, *, num_classes: int) -> Task:
     """The task that a model is for."""
-    return FromMasks(model) if isinstance(model, Segmenter) else FromTags(model, num_classes)
+    if isinstance(model, Segmenter):
+        return FromMasks(model)
+    return FromMaskPairs() if isinstance(model, PSA) else FromTags(model, num_classes)
 
 
 @dataclass(frozen=True)
 class FromTags:
-    """A localizer."""
+    """A localizer; planes beside the tags where a method uses them and a run has them."""
 
     model: torch.nn.Module
     num_classes: int
+    measures: bool = True
 
     def dataset(self, source: Source, config: TrainConfig) -> Dataset[Any]:
-        """See :class:`Task`."""
+        """See :class:`Task`.
+
+        Raises:
+            UsageError, WsssError: as ``find_planes``.
+        """
+        if names := wanted_planes(config):
+            return PlaneImages(
+                source,
+                find_planes(source, config.data, names),
+                num_classes=self.num_classes,
+                augment=config.data.augment,
+                crop_scale=config.data.crop_scale,
+                seed=config.run.seed,
+            )
         return TrainingImages(
             source,
             num_classes=self.num_classes,
@@ -118,6 +142,7 @@ class FromMasks:
     """A segmenter."""
 
     model: Segmenter
+    measures: bool = True
 
     def dataset(self, source: Source, config: TrainConfig) -> Dataset[Any]:
         """See :class:`Task`.
@@ -154,3 +179,39 @@ class FromMasks:
     ) -> tuple[Recommended, dict[str, Any]]:
         """See :class:`Task`."""
         return recommend_segmenter(measured, data=data), {}
+
+
+@dataclass(frozen=True)
+class FromMaskPairs:
+    """An affinity net. What it is worth shows in masks that it refined, and is measured there."""
+
+    measures: bool = False
+
+    def dataset(self, source: Source, config: TrainConfig) -> Dataset[Any]:
+        """See :class:`Task`.
+
+        Raises:
+            UsageError, WsssError: as ``find_planes``.
+        """
+        return PlaneImages(
+            source,
+            find_planes(source, config.data, wanted_planes(config)),
+            num_classes=None,
+            augment=config.data.augment,
+            crop_scale=config.data.crop_scale,
+            seed=config.run.seed,
+        )
+
+    def validate(self, dataset: Source, look: Look) -> dict[str, Any]:
+        """See :class:`Task`; nothing is measured."""
+        return {}
+
+    def lines(self, measured: Mapping[str, Any]) -> list[str]:
+        """See :class:`Task`."""
+        return ["nothing to measure"]
+
+    def recommend(
+        self, measured: Mapping[str, Any], *, data: str, final: bool
+    ) -> tuple[Recommended, dict[str, Any]]:
+        """See :class:`Task`."""
+        return Recommended(), {}

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsss_rt.localize import merge_passes, predict_tags, prepare_passes, tag_probabilities
 from wsss_rt.metrics import ThresholdSweep, average_precision, nanmean
-from wsss_rt.model_card import InputSpec, Recommended
+from wsss_rt.model_card import InputSpec, MapRule, Recommended
 from wsss_rt.training.data.sources import Mask, Source
 
 # background thresholds 0, 0.02 .. 0.9
@@ -132,10 +132,10 @@ def evaluate_localization(
         samples,
         np.stack(scores),
         maps,
+        rule=getattr(model, "map_rule", MapRule()),
         thresholds=THRESHOLDS if thresholds is None else thresholds,
         tag_thresholds=tag_thresholds,
         backgrounds=backgrounds,
-        align_corners=bool(getattr(model, "align_corners", False)),
     )
 
 
@@ -206,10 +206,10 @@ def _measure(
     probabilities: NDArray[np.float32],
     maps: Sequence[Mapping[str, Sequence[NDArray[np.float32]]]],
     *,
+    rule: MapRule,
     thresholds: ArrayLike,
     tag_thresholds: Sequence[float] | None,
     backgrounds: Mapping[str, float] | None,
-    align_corners: bool = False,
 ) -> dict[str, Any]:
     count, num_classes = probabilities.shape
     targets = np.zeros((count, num_classes), bool)
@@ -234,7 +234,7 @@ def _measure(
             assert mask is not None
             guessed = predict_tags(probabilities[row], measured["tag_thresholds"])
             either = sorted({*tags, *guessed})
-            merged = merge_passes(maps[row][kind], either, size=size, align_corners=align_corners)
+            merged = merge_passes(maps[row][kind], either, size=size, rule=rule)
             given.update(merged[[either.index(tag) for tag in tags]], tags, mask)
             predicted.update(merged[[either.index(tag) for tag in guessed]], guessed, mask)
         curve, guess = given.result(), predicted.result()

@@ -9,7 +9,10 @@ from typing import Any
 
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.options import LabelOptions
+from wsss_rt.refine import refiner_names
 from wsss_rt.refine.params import DEFAULT_PRESET, crf_params
+from wsss_rt.refine.walk_params import DEFAULT_PRESET as DEFAULT_WALK
+from wsss_rt.refine.walk_params import walk_params
 
 TABLE = "label"
 
@@ -128,6 +131,12 @@ SETTINGS: Mapping[str, Callable[[Any], Any]] = {
     "crf-stop": number,
     "crf-memory": number,
     "crf-backend": text,
+    "affinity": text,
+    "walk-preset": text,
+    "walk-radius": whole,
+    "walk-beta": number,
+    "walk-steps": whole,
+    "walk-alpha": number,
     "scales": numbers,
     "flip": truth,
     "background": number,
@@ -160,14 +169,19 @@ OPTION_FIELDS = {
     "max-pixels": "max_pixels",
     "crf-memory": "crf_memory",
     "crf-backend": "crf_backend",
+    "affinity": "affinity",
 }
-# the fields of CrfParams that each setting gives
-CRF_FIELDS = {
+# the fields of CrfParams and WalkParams that each setting gives
+REFINER_FIELDS = {
     "crf-spatial": ("spatial_sxy", "spatial_compat"),
     "crf-bilateral": ("bilateral_sxy", "bilateral_srgb", "bilateral_compat"),
     "crf-iterations": ("iterations",),
     "crf-alpha": ("alpha", "high_alpha"),
     "crf-stop": ("stop",),
+    "walk-radius": ("radius",),
+    "walk-beta": ("beta",),
+    "walk-steps": ("steps",),
+    "walk-alpha": ("alpha",),
 }
 
 
@@ -215,18 +229,32 @@ def label_options(settings: Mapping[str, Any]) -> LabelOptions:
     """The settings that say how to label.
 
     Raises:
-        UsageError: a value out of range, or a setting of the CRF without ``refine = crf``.
+        UsageError: a value out of range, or a setting of a refiner that does not run.
     """
     chosen = {field: settings[name] for name, field in OPTION_FIELDS.items() if name in settings}
-    of_crf = [name for name in settings if name.startswith("crf-")]
-    if of_crf and settings.get("refine") != "crf":
-        raise UsageError(f"{of_crf[0]} is set, and no CRF runs", fix="add --refine crf")
+    running = refiner_names(settings.get("refine", "none"))
+    for refiner, title, begins in (
+        ("crf", "CRF", ("crf-",)),
+        ("walk", "walk", ("walk-", "affinity")),
+    ):
+        given = [name for name in settings if name.startswith(begins)]
+        if given and refiner not in running:
+            raise UsageError(f"{given[0]} is set, and no {title} runs", fix=f"add --refine {refiner}")
+    return LabelOptions(
+        **chosen,
+        crf=crf_params(settings.get("crf-preset", DEFAULT_PRESET), _changes(settings, "crf-")),
+        walk=walk_params(settings.get("walk-preset", DEFAULT_WALK), _changes(settings, "walk-")),
+    )
+
+
+def _changes(settings: Mapping[str, Any], begins: str) -> dict[str, float | None]:
+    """Fields of a refiner's parameters, by the settings whose names begin so."""
     changes: dict[str, float | None] = {}
-    for name, fields in CRF_FIELDS.items():
-        if name in settings:
+    for name, fields in REFINER_FIELDS.items():
+        if name in settings and name.startswith(begins):
             values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
             changes |= dict(zip(fields, values, strict=True))
-    return LabelOptions(**chosen, crf=crf_params(settings.get("crf-preset", DEFAULT_PRESET), changes))
+    return changes
 
 
 def _parse(name: str, value: Any, *, where: str) -> Any:

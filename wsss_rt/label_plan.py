@@ -94,7 +94,7 @@ def make_plan(job: Job, *, stdin: IO[bytes] | IO[str] | None = None) -> Plan:
         UsageError: no image, an unknown class, model or refiner, or tags for none of the images.
         WsssError: the model is missing or damaged.
     """
-    open_refiner(job.options.refine, crf=job.options.crf, backend=job.options.crf_backend)
+    open_refiner(job.options)
     found = find_images(list(job.inputs), exclude=job.out, stdin=stdin)
     sources: Sequence[SourceImage] = found if job.limit is None else found[: job.limit]
     model = find_model(job.model)

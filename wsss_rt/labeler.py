@@ -67,9 +67,7 @@ class Labeler:
             if name not in known:
                 raise UsageError(f"no option {name!r}", fix=nearest(name, known))
         chosen = replace(options or LabelOptions(), **settings)
-        self._refiner = open_refiner(
-            chosen.refine, crf=chosen.crf, backend=chosen.crf_backend, memory=chosen.crf_memory
-        )
+        self._refiner = open_refiner(chosen)
         self._owns_engine = engine is None
         self.engine = windowed(_open(model, chosen) if engine is None else engine)
         self.card = self.engine.card

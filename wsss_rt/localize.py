@@ -19,6 +19,7 @@ from PIL import Image
 
 from wsss_rt.classes import BACKGROUND, NARROW_CLASSES, ignore_value, is_wide
 from wsss_rt.errors import ImageError, ImageErrorCode
+from wsss_rt.model_card import MapRule
 from wsss_rt.resize import resize_map
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def merge_passes(
     present: Sequence[int],
     *,
     size: tuple[int, int],
-    align_corners: bool = False,
+    rule: MapRule | None = None,
 ) -> NDArray[np.float32]:
     """Sum the passes' maps at image resolution and normalise each present class to 0..1.
 
@@ -164,14 +165,14 @@ def merge_passes(
         maps: per pass (F, C, h, w) float32; row 1, where there is one, belongs to the mirror image.
         present: 0-based indices of the classes that the image's tags name.
         size: (H, W) of the result, pixels.
-        align_corners: see :func:`wsss_rt.resize.resize_map`; the card says which one its method takes.
+        rule: the card's; None is the default one.
 
     Returns:
-        (len(present), H, W) float32 in 0..1: bilinear upsampling without antialiasing, the plain sum over
-        passes, then (m - min) / (max - min + 1e-8) per class.
+        (len(present), H, W) float32 in 0..1: upsampling without antialiasing, the plain sum over passes, then
+        per class (m - min) / (max - min + 1e-8), or max(m, 0) / (max + 1e-8).
     """
     merged = np.empty((len(present), *size), np.float32)
-    planes = merged_planes(maps, present, size=size, align_corners=align_corners)
+    planes = merged_planes(maps, present, size=size, rule=rule)
     for target, plane in zip(merged, planes, strict=True):
         target[:] = plane
     return merged
@@ -182,9 +183,10 @@ def merged_planes(
     present: Sequence[int],
     *,
     size: tuple[int, int],
-    align_corners: bool = False,
+    rule: MapRule | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """The planes of :func:`merge_passes` one after another, for masks of many classes of large images."""
+    rule = rule or MapRule()
     index = list(present)
     grids: dict[tuple[int, int], NDArray[np.float32]] = {}
     for entry in maps:
@@ -196,8 +198,10 @@ def merged_planes(
     for place in range(len(index)):
         plane = np.zeros(size, np.float32)
         for tokens in grids.values():
-            plane += resize_map(tokens[place], size, align_corners=align_corners)
-        low, high = plane.min(), plane.max()
+            plane += resize_map(tokens[place], size, upsample=rule.upsample)
+        if rule.normalise == "peak":
+            np.maximum(plane, 0, out=plane)
+        low, high = (plane.min(), plane.max()) if rule.normalise == "minmax" else (0, plane.max())
         plane -= low
         plane /= high - low + np.float32(NORMALISE_EPSILON)
         yield plane

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from wsss_rt.errors import WsssError
 
@@ -22,7 +22,10 @@ SEAL_KEY = "wsss_rt_sha256"
 _METADATA_TAG = (14 << 3) | 2
 
 SizePolicy = Literal["native", "short_side", "fixed"]
-KINDS = ("localizer", "segmenter")
+Kind = Literal["localizer", "segmenter", "affinity"]
+KINDS: tuple[Kind, ...] = ("localizer", "segmenter")
+Upsample = Literal["bilinear", "aligned", "bicubic"]
+Normalise = Literal["minmax", "peak"]
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,45 @@ class Recommended:
 
 
 @dataclass(frozen=True)
+class MapRule:
+    """How a localizer's maps become scores of pixels: what the official code of its method does.
+
+    Attributes:
+        upsample: how they come to the image's size, see :func:`wsss_rt.resize.resize_map`.
+        normalise: of each class's sum over the passes: ``minmax`` to 0..1, or ``peak``, which rectifies it
+            and divides by its largest value.
+
+    Raises:
+        ValueError: a rule that this version does not know.
+    """
+
+    upsample: Upsample = "bilinear"
+    normalise: Normalise = "minmax"
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("upsample", self.upsample, get_args(Upsample)),
+            ("normalise", self.normalise, get_args(Normalise)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} {value!r} of maps is none of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """Everything that the runtime needs to know about a model.
 
     Attributes:
-        kind: ``localizer`` (maps from tags) or ``segmenter`` (a class per pixel). A segmenter's maps are
-            class scores of every pixel, at least 0, of which the largest one wins.
+        kind: ``localizer`` (maps from tags), ``segmenter`` (a class per pixel) or ``affinity`` (what
+            neighbouring cells have in common, for the random walk; it knows no classes). A segmenter's maps
+            are class scores of every pixel, at least 0, of which the largest one wins.
         method: name as in ``create_model``, e.g. ``mctformer-v2``.
         classes: names in output order, without background.
         colors: RGB per class, same order.
         input: see :class:`InputSpec`.
         outputs: names of the graph's outputs.
         recommended: see :class:`Recommended`.
-        align_corners: how maps come to the image's size, see :func:`wsss_rt.resize.resize_map`.
+        maps: see :class:`MapRule`.
         precision: of the stored computation, e.g. ``float32``.
         options: method options that are baked into the graph.
         training: data, seed, images seen, recipe.
@@ -94,12 +123,12 @@ class ModelCard:
 
     method: str
     classes: tuple[str, ...]
-    kind: Literal["localizer", "segmenter"] = "localizer"
+    kind: Kind = "localizer"
     colors: tuple[tuple[int, int, int], ...] = ()
     input: InputSpec = field(default_factory=InputSpec)
     outputs: tuple[str, ...] = ("scores", "maps")
     recommended: Recommended = field(default_factory=Recommended)
-    align_corners: bool = False
+    maps: MapRule = field(default_factory=MapRule)
     precision: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -135,6 +164,7 @@ class ModelCard:
                 )
             raw["input"] = InputSpec(**_tuples(raw["input"]))
             raw["recommended"] = Recommended(**_tuples(raw["recommended"]))
+            raw["maps"] = MapRule(**raw.get("maps", {}))
             raw["colors"] = tuple(tuple(color) for color in raw["colors"])
             raw["classes"], raw["outputs"] = tuple(raw["classes"]), tuple(raw["outputs"])
             return cls(**raw)
@@ -158,7 +188,9 @@ def refuse_kind(card: ModelCard, source: str) -> None:
         raise WsssError(
             f"{source} is a {card.kind}",
             why=f"label needs a {' or a '.join(KINDS)}",
-            fix="upgrade wsss-rt, or choose another model",
+            fix="give it as --affinity, with --refine walk"
+            if card.kind == "affinity"
+            else "upgrade wsss-rt, or choose another model",
             code="wrong_kind",
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from wsss_rt.errors import UsageError
 from wsss_rt.refine.memory import DEFAULT_MEMORY
 from wsss_rt.refine.params import CrfParams, crf_params
+from wsss_rt.refine.walk_params import WalkParams
 
 if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
@@ -25,9 +26,10 @@ class LabelOptions:
         flip: also run each scale mirrored.
         background: constant score of the background, 0..1.
         ignore_band: (low, high); pixels whose best class score lies in [low, high) become the ignore value.
-        refine: name of a refiner.
+        refine: name of a refiner, or several joined by ``+``, which run in this order.
         crf, crf_backend: parameters of the refiner ``crf``, and who computes it.
         crf_memory: gigabytes that the CRF of one image may take; an image that needs more fails.
+        walk, affinity: parameters of the refiner ``walk``, and the file of its affinity model.
         backend, device, precision: as ``open_engine`` takes them.
         batch: images per call of the engine; 0 chooses.
         threads: processors to use; None takes all that the process may use.
@@ -46,6 +48,8 @@ class LabelOptions:
     crf: CrfParams = field(default_factory=crf_params)
     crf_backend: str = "numba"
     crf_memory: float = DEFAULT_MEMORY
+    walk: WalkParams = field(default_factory=WalkParams)
+    affinity: str | None = None
     backend: str = "auto"
     device: str = "auto"
     precision: str = "auto"

@@ -1,4 +1,4 @@
-"""Token maps to pixels, bilinear: with half-pixel centres, or with aligned corners."""
+"""Token maps to pixels: bilinear or bicubic, with half-pixel centres or with aligned corners."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from wsss_rt.model_card import Upsample
+
 
 def resize_map(
-    tokens: NDArray[np.float32], size: tuple[int, int], *, align_corners: bool = False
+    tokens: NDArray[np.float32], size: tuple[int, int], *, upsample: Upsample = "bilinear"
 ) -> NDArray[np.float32]:
     """A map at another size, without antialiasing, as ``torch.nn.functional.interpolate`` does it.
 
     Args:
         tokens: (h, w) float32.
         size: (H, W) of the result.
-        align_corners: the first and last value of a side keep their places; otherwise values are the centres
-            of equal parts of it. Methods differ in which one their authors took.
+        upsample: ``bilinear`` and ``bicubic``: values are the centres of equal parts of a side; ``aligned``:
+            bilinear, and the first and last value of a side keep their places (``align_corners=True``).
+            Methods differ in which one their authors took.
 
     Returns:
         (H, W) float32.
     """
     height, width = size
-    if align_corners:
+    if upsample == "aligned":
         rows, columns = (_aligned(*pair) for pair in zip(tokens.shape, size, strict=True))
         return np.asarray(rows @ tokens @ columns.T, np.float32)
     small = np.ascontiguousarray(tokens, np.float32)
-    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    method = cv2.INTER_CUBIC if upsample == "bicubic" else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(small, (width, height), interpolation=method), np.float32)
 
 
 @lru_cache(maxsize=16)

@@ -18,6 +18,8 @@ from wsss_rt.errors import ImageError, UsageError, WsssError
 from wsss_rt.io.atomic import write_atomic
 from wsss_rt.io.decode import read_bytes
 from wsss_rt.io.manifest import config_hash
+from wsss_rt.model_card import MapRule, read_card
+from wsss_rt.refine import refiner_names
 
 if TYPE_CHECKING:
     from wsss_rt.engines.base import Engine
@@ -54,14 +56,21 @@ def identity(
         "refine": options.refine,
         "tags": tags,
         # only where it matters, so that folders of older versions keep their hash
-        **(
-            {"crf": {"backend": options.crf_backend, **asdict(options.crf)}}
-            if options.refine == "crf"
-            else {}
-        ),
-        **({"align_corners": True} if card.align_corners else {}),
+        **_refiner_identity(options),
+        **({"maps": asdict(card.maps)} if card.maps != MapRule() else {}),
         **{key: engine[key] for key in ENGINE_KEYS},
     }
+
+
+def _refiner_identity(options: LabelOptions) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    names = refiner_names(options.refine)
+    if "crf" in names:
+        found["crf"] = {"backend": options.crf_backend, **asdict(options.crf)}
+    if "walk" in names and options.affinity is not None:
+        affinity = read_card(Path(options.affinity)).weights_sha256
+        found["walk"] = {"affinity": affinity, **asdict(options.walk)}
+    return found
 
 
 def engine_identity(engine: Engine) -> dict[str, str]:

@@ -237,10 +237,10 @@ class ImageStages:
             # all classes at once are gigabytes at full size where there are many
             return (
                 score,
-                localize.merged_planes(maps, present, size=size, align_corners=card.align_corners),
+                localize.merged_planes(maps, present, size=size, rule=card.maps),
                 None,
             )
-        values = localize.merge_passes(maps, present, size=size, align_corners=card.align_corners)
+        values = localize.merge_passes(maps, present, size=size, rule=card.maps)
         return score, iter(values), values
 
     def _refinable(

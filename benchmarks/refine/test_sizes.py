@@ -1,6 +1,8 @@
 """The CRF over sizes and numbers of classes, beside pydensecrf where it is installed.
 
-pytest benchmarks/refine/test_sizes.py --benchmark-group-by=param:size,param:classes
+    pytest benchmarks/refine/test_sizes.py --benchmark-group-by=param:size,param:classes
+
+``sizes.py`` runs this and keeps the figures.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wsss_rt.kernels.masked_reattention.constants import EPSILON
+from wsss_rt.kernels.precision import without_autocast
 
 
 def cumulative_mass(mass: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def selected_softmax(logits: Tensor, selected: Tensor) -> Tensor:
 
 def masked_reattention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, *, scale: float) -> Tensor:
     """See :func:`wsss_rt.kernels.masked_reattention.masked_reattention`; float64 stays what it is."""
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         wide = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k, v)]
         logits = wide[0] * scale @ wide[1].transpose(-2, -1)
         return (selected_softmax(logits, selected) @ wide[2]).to(v.dtype)

@@ -14,6 +14,7 @@ from tests.label_models import ColorEngine
 from wsss_rt.errors import MissingExtraError, UsageError
 from wsss_rt.label_config import label_options, merge_settings
 from wsss_rt.labeler import Labeler
+from wsss_rt.options import LabelOptions
 from wsss_rt.refine import crf as crf_module
 from wsss_rt.refine import open_refiner
 from wsss_rt.refine.crf import CrfRefiner
@@ -141,15 +142,15 @@ def test_an_image_beyond_the_memory_limit_costs_one_record() -> None:
 
 def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="'numba'"):
-        open_refiner("crf", backend="numbas")
+        open_refiner(LabelOptions(refine="crf", crf_backend="numbas"))
     with pytest.raises(UsageError, match="'crf'"):
-        open_refiner("crff")
+        open_refiner(LabelOptions(refine="crff"))
     monkeypatch.setattr(crf_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="crf-reference"):
-        open_refiner("crf", backend="pydensecrf")
+        open_refiner(LabelOptions(refine="crf", crf_backend="pydensecrf"))
     monkeypatch.setattr(crf_module.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UsageError, match="no early stop"):
-        open_refiner("crf", crf=CrfParams(stop=0.01), backend="pydensecrf")
+        open_refiner(LabelOptions(refine="crf", crf=CrfParams(stop=0.01), crf_backend="pydensecrf"))
 
 
 def test_the_first_compilation_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -217,8 +217,8 @@ def test_presets_and_changes() -> None:
 
 def test_numba_is_imported_only_where_a_crf_runs() -> None:
     code = (
-        "import sys, wsss_rt, wsss_rt.labeler, wsss_rt.refine as refine\n"
-        "refine.open_refiner('crf')\n"
+        "import sys, wsss_rt.labeler, wsss_rt.options, wsss_rt.refine as refine\n"
+        "refine.open_refiner(wsss_rt.options.LabelOptions(refine='crf'))\n"
         "assert 'numba' not in sys.modules\n"
     )
     done = run_python(code)

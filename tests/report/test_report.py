@@ -28,7 +28,8 @@ CONTEXT: dict[str, Any] = {
         "path": "/somewhere/scenes-v1.onnx",
         "method": "mctformer-v2",
         "weights_sha256": "ab12" * 16,
-        "training": {"data": "scenes, seed 1"},
+        # as `train` writes it for one's own images, where ``validation`` counts those held out
+        "training": {"data": "scenes, seed 1", "images": {"listed": 9, "used": 7}, "validation": 2},
         "quality": {"validation": {"data": "scenes of seed 2", "map": 0.671234, "iou": [0.5]}},
     },
     "engine": {"backend": "onnxruntime", "device": "cpu", "precision": "float32"},

@@ -94,6 +94,15 @@ def test_every_recipe_fits_the_method_it_is_for(name: str) -> None:
             with pytest.raises(UsageError, match="the second stage starts from a first"):
                 check_model(config)
             config = build_config(method, recipe=name, flags={"model.first_stage": "weights.safetensors"})
+        if method == "psa":
+            with pytest.raises(UsageError, match="--low-alpha"):
+                check_model(config)
+            planes = {"data.low_alpha": "la", "data.high_alpha": "ha"}
+            config = build_config(method, recipe=name, flags=planes)
+        if method in ("segvit", "segvit-shrunk", "conv-head"):
+            with pytest.raises(UsageError, match="--masks"):
+                check_model(config)
+            config = build_config(method, recipe=name, flags={"data.masks": "masks"})
         check_model(config)
 
 

@@ -19,7 +19,8 @@ from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.training.checkpoints import load_run
 from wsss_rt.training.config import Augment, TrainConfig, build_config
 from wsss_rt.training.data.build import build_data
-from wsss_rt.training.data.pairs import MaskedImages, build_pair_transform
+from wsss_rt.training.data.joint import joint_transform
+from wsss_rt.training.data.pairs import MaskedImages
 from wsss_rt.training.data.sources import FileSource, Item
 from wsss_rt.training.data.transforms import local_seed
 from wsss_rt.training.fit import fit
@@ -73,10 +74,13 @@ def test_masks_belong_to_their_images_and_name_their_classes(tmp_path: Path) -> 
 
 def test_what_does_not_fit_is_said_before_training(tmp_path: Path) -> None:
     images, out = labelled(tmp_path, 3)
-    for method, masks, words in (("segvit", "", "--masks"), ("mctformer-v2", out, "leave out --masks")):
+    for method, masks, words in (
+        ("segvit", "", "--masks"),
+        ("mctformer-v2", out, "does not learn from --masks"),
+    ):
         with pytest.raises(UsageError, match=words):
             check_model(config_of(method, images, masks))
-    with pytest.raises(UsageError, match="does not know masks"):
+    with pytest.raises(UsageError, match="for images alone"):
         check_model(config_of("segvit", images, out, data__augment="official"))
     with pytest.raises(WsssError, match="values that are no class"):
         names = tmp_path / "one.txt"
@@ -117,10 +121,11 @@ def test_image_and_mask_move_together(augment: Augment) -> None:
     mask = np.zeros((50, 70), np.uint8)
     mask[10:40, 5:30] = 2
     image = np.repeat((mask * 100)[..., None], 3, axis=2)
-    transform = build_pair_transform(augment, (48, 40), crop_scale=(0.4, 1.0))
+    transform = joint_transform(augment, (48, 40), (255,), crop_scale=(0.4, 1.0))
     for number in range(8):
         with local_seed(number):
-            ours, target = transform(image, mask)
+            moved, (target,) = transform(image, [mask])
+        ours = moved.numpy().transpose(1, 2, 0)
         assert ours.shape == (48, 40, 3) and target.shape == (48, 40)
         assert set(np.unique(target)) <= {0, 2, 255}
         known = target != 255

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from wsss_rt.classes import ClassSet, load_classes
@@ -14,6 +16,7 @@ from wsss_rt.training.data.coco import is_coco, open_coco
 from wsss_rt.training.data.cub import is_cub, open_cub
 from wsss_rt.training.data.ilsvrc import is_ilsvrc, open_ilsvrc
 from wsss_rt.training.data.masks import images_below, open_masks
+from wsss_rt.training.data.planes import PLANES, find_planes
 from wsss_rt.training.data.sources import SceneSource
 from wsss_rt.training.data.splits import Progress, TrainingData, decodable, file_data, hold_out
 from wsss_rt.training.data.validate import match_tags, refuse_unknown
@@ -38,8 +41,19 @@ def build_data(section: DataSection, *, seed: int, progress: Progress = None) ->
 
     Raises:
         UsageError: no such data, split or class.
-        WsssError: images and tags do not fit together.
+        WsssError: images, tags and planes do not fit together.
     """
+    data = _open(section, seed, progress)
+    given = [name for name in PLANES if getattr(section, name)]
+    if not given:
+        return data
+    # other planes are other data: a run does not go on with them
+    planes = find_planes(data.train, section, given)
+    both = hashlib.sha256(f"{data.fingerprint} {planes.fingerprint}".encode()).hexdigest()
+    return replace(data, fingerprint=both)
+
+
+def _open(section: DataSection, seed: int, progress: Progress) -> TrainingData:
     if not section.source:
         raise UsageError("no training data given", fix="add --data FOLDER, or --data scenes")
     if section.source == SCENES:

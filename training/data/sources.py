@@ -38,6 +38,7 @@ class Sample:
         mask: see :data:`Mask`; None where there is none.
         name: for messages.
         boxes: (K, 4) int64 true boxes, see :class:`Item`; None where there are none.
+        orientation: EXIF orientation that was applied, for planes in the raster of the file.
     """
 
     image: NDArray[np.uint8]
@@ -45,6 +46,7 @@ class Sample:
     mask: Mask | None
     name: str
     boxes: NDArray[np.int64] | None = None
+    orientation: int = 1
 
 
 class Source(Protocol):
@@ -120,7 +122,7 @@ class FileSource:
                 code="mask_size",
             )
         boxes = np.array(item.boxes, np.int64).reshape(-1, 4) if item.boxes else None
-        return Sample(image, item.tags, truth, item.name, boxes)
+        return Sample(image, item.tags, truth, item.name, boxes, decoded.orientation)
 
 
 class SceneSource:

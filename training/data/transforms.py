@@ -24,17 +24,17 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
     """Augmentation that ends in a tensor of (3, *size).
 
     Args:
-        augment: which one. ``light``: random resized crop, flip, colour; ``color``: flip and colour;
-            ``official``: timm's random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1, random erasing
-            0.25; ``squash-crop``: the whole image squashed, a random crop of it, flip; ``scale-pad``: flip,
-            the long side at 0.9 to 1/0.875 of the result's, random crop or padding.
+        augment: which one. ``official``: timm's random resized crop, flip, RandAugment rand-m9-mstd0.5-inc1,
+            random erasing 0.25; ``squash-crop``: the whole image squashed, a random crop of it, flip;
+            ``scale-pad``: flip, the long side at 0.9 to 1/0.875 of the result's, random crop or padding. For
+            the others see ``joint_transform``.
         size: height and width of the result.
         crop_scale: share of the area that a crop keeps: (224 / 256)² for a crop of 224 out of 256.
 
     Returns:
         A function of (H, W, 3) uint8. Its result is uint8, to be normalised in batches; that of ``official``
-        is float32 and normalised, because random erasing fills with normalised noise, and so is that of
-        ``scale-pad``, whose padding is 0 after normalisation.
+        is float32 and normalised, because random erasing fills with normalised noise, and so are those of
+        ``scale-pad`` and ``pad-crop``, whose padding is 0 after normalisation.
     """
     if augment is Augment.SCALE_CROP:
         raise UsageError(
@@ -46,19 +46,10 @@ def build_transform(augment: Augment, size: tuple[int, int], *, crop_scale: Sequ
         return partial(_squash_crop, size=size, crop_scale=crop_scale)
     if augment is Augment.SCALE_PAD:
         return partial(_scale_pad, size=size)
-    crop = augment is Augment.LIGHT
-    flip = augment is not Augment.NONE
-    color = augment in (Augment.LIGHT, Augment.COLOR)
+    from wsss_rt.training.data.joint import joint_transform
 
-    def transform(image: NDArray[np.uint8]) -> torch.Tensor:
-        image = _random_resized_crop(image, size, crop_scale) if crop else resize(image, size)
-        if color:
-            image = jitter(image)
-        if flip and random.random() < 0.5:
-            image = image[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-    return transform
+    joint = joint_transform(augment, size, crop_scale=crop_scale)
+    return lambda image: joint(image, [])[0]
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -140,24 +131,17 @@ def _scale_pad(image: NDArray[np.uint8], *, size: tuple[int, int]) -> torch.Tens
     scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     tensor = normalise(torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))[None])[0]
     result = torch.zeros(3, *size)
-    taken, placed = zip(*(_overlap(*pair) for pair in zip((height, width), size, strict=True)), strict=True)
+    taken, placed = zip(*(overlap(*pair) for pair in zip((height, width), size, strict=True)), strict=True)
     result[:, placed[0], placed[1]] = tensor[:, taken[0], taken[1]]
     return result
 
 
-def _overlap(have: int, want: int) -> tuple[slice, slice]:
+def overlap(have: int, want: int) -> tuple[slice, slice]:
     """A random part of ``have`` pixels that fits ``want``, and a random place for what is smaller."""
     start = random.randint(0, max(have - want, 0))
     place = random.randint(0, max(want - have, 0))
     length = min(have, want)
     return slice(start, start + length), slice(place, place + length)
-
-
-def _random_resized_crop(
-    image: NDArray[np.uint8], size: tuple[int, int], crop_scale: Sequence[float]
-) -> NDArray[np.uint8]:
-    top, left, height, width = crop_box(image.shape[0], image.shape[1], size, crop_scale)
-    return resize(image[top : top + height, left : left + width], size)
 
 
 def crop_box(

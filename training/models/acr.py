@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import UsageError, nearest
+from wsss_rt.model_card import MapRule
 from wsss_rt.training.losses import multilabel_soft_margin
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.acr_extras import intermediates
 from wsss_rt.training.models.attention import run_blocks
-from wsss_rt.training.models.base import Localization, Localizer
+from wsss_rt.training.models.base import Localization
 from wsss_rt.training.models.consistency import HeadMeans, OneView, find_view, paired_losses
 from wsss_rt.training.models.fusion import AttentionSums, refine, to_grid
 from wsss_rt.training.models.gradient_maps import (
@@ -24,11 +25,12 @@ from wsss_rt.training.models.gradient_maps import (
     record_block,
 )
 from wsss_rt.training.models.position import new_positions
+from wsss_rt.training.models.vit_method import ViTLocalizer
 
 _TRUNK, _HEAD = "pretrained.model.", "cls_head."
 
 
-class ACR(Localizer):
+class ACR(ViTLocalizer):
     """One class token for all classes; a class's map is the gradient of its logit on that token's attention.
 
     Officially on ``vit_base_r50_s16_384``, and on plain ViT-B and DeiT, at 384 px. Logits are a linear layer
@@ -55,7 +57,7 @@ class ACR(Localizer):
     """
 
     position_bilinear = True
-    align_corners = True
+    map_rule = MapRule(upsample="aligned")
 
     def __init__(
         self,

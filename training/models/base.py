@@ -1,4 +1,4 @@
-"""What every method shares: the trunk of a timm ViT, the entrances, the official state dict."""
+"""What every method shares: the entrances, the official state dict."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import WsssError
-from wsss_rt.training.models import tokens as token_ops
-from wsss_rt.training.models.position import resize_positions
+from wsss_rt.model_card import Kind, MapRule, Recommended
 
 
 @dataclass(frozen=True)
@@ -33,43 +31,33 @@ class Localization:
 
 
 class Method(nn.Module, ABC):
-    """Base of localizers and segmenters; holds ``patch_embed``, ``blocks`` and ``norm`` of the backbone.
+    """Base of all methods, whatever they learn and on whatever trunk.
+
+    Args:
+        num_classes: C.
+        img_size: see below.
+        patch_size: see below.
 
     Attributes:
+        kind: of its model card.
+        graph_outputs: names of what ``forward`` returns, in its order.
         num_classes: C, without background.
-        img_size: side in pixels of the square image that the stored position embedding belongs to.
-        patch_size: pixels per token.
-        embed_dim: D.
-        depth: number of blocks.
-        pos_embed: learned positions, see :meth:`stored_positions`.
+        img_size: side in pixels of the training images.
+        patch_size: pixels per token, or per cell, of what comes out.
+        needed_planes, optional_planes: what ``losses`` wants, or can use, beside images and targets; keys of
+            ``training.data.planes.PLANES``.
         official_leftovers: how keys begin that an official state dict may hold and nothing reads.
     """
 
-    pos_embed: nn.Parameter
+    kind: ClassVar[Kind]
+    graph_outputs: ClassVar[tuple[str, ...]] = ("scores", "maps")
+    needed_planes: ClassVar[tuple[str, ...]] = ()
+    optional_planes: ClassVar[tuple[str, ...]] = ()
     official_leftovers: tuple[str, ...] = ()
 
-    def __init__(self, backbone: Any, *, num_classes: int, img_size: int) -> None:
+    def __init__(self, *, num_classes: int, img_size: int, patch_size: int) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.img_size = img_size
-        self.patch_embed = backbone.patch_embed
-        self.blocks = backbone.blocks
-        self.norm = backbone.norm
-        self.patch_size = int(backbone.patch_embed.patch_size[0])
-        self.embed_dim = int(backbone.embed_dim)
-        self.depth = len(backbone.blocks)
-
-    @property
-    def stored_side(self) -> int:
-        """Rows, and columns, of the stored position grid."""
-        return self.img_size // self.patch_size
-
-    def stored_positions(self) -> tuple[Tensor, Tensor]:
-        """Learned positions of the class tokens (1, T, D) and of the patches (1, side * side, D).
-
-        They are views of the parameters: what is written into them without gradient is stored.
-        """
-        return token_ops.split(self.pos_embed, self.pos_embed.shape[1] - self.stored_side**2)
+        self.num_classes, self.img_size, self.patch_size = num_classes, img_size, patch_size
 
     @abstractmethod
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -78,11 +66,17 @@ class Method(nn.Module, ABC):
         Args:
             images: (B, 3, H, W) float32, normalised.
             targets: what the kind of method learns from.
+
+        A method with planes takes them as a third argument, (B, K, H, W) uint8 in the order of their names.
         """
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must not touch, beside biases and one-dimensional ones."""
-        return {"cls_token", "pos_embed"}
+        return set()
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that did not come with the backbone and may learn faster than it; here none."""
+        yield from ()
 
     def official_shapes(self) -> dict[str, tuple[int, ...]]:
         """Keys and shapes of the official state dict; methods whose names differ from it override this."""
@@ -92,38 +86,18 @@ class Method(nn.Module, ABC):
         """Our state dict from the official one, which was checked before."""
         return dict(state)
 
-    def trunk_features(self, images: Tensor) -> Tensor:
-        """What the patch projection reads: the images, or features (B, F, h, w) of a convolutional trunk."""
-        trunk = getattr(self.patch_embed, "backbone", None)
-        return images if trunk is None else trunk(images)
-
-    def patch_tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Patch tokens (B, N, D) before positions, and the grid (rows, columns).
-
-        The projection is called itself, past timm's size checks: a strided convolution without padding floors
-        sizes that are no multiple of the patch, as the official code does.
-        """
-        features = self.patch_embed.proj(self.trunk_features(images))
-        tokens = features.flatten(2).transpose(1, 2)
-        return self.patch_embed.norm(tokens), (features.shape[-2], features.shape[-1])
-
 
 class Localizer(Method):
-    """Base of the methods that learn from image-level tags.
+    """Base, beside that of its trunk, of the methods that learn from image-level tags.
 
     Attributes:
-        cls_token: learned class tokens (1, C, D), or (1, 1, D) where one stands for all classes.
-        pos_embed: learned positions (1, C + side * side, D), class tokens first; a method that keeps the two
-            apart overrides :meth:`stored_positions`.
-        position_offset: enters the sampling step of resized positions, see ``resize_positions``.
-        position_bilinear: whether these are resized bilinearly; bicubically otherwise.
-        align_corners: whether the official code brings maps to the image's size with aligned corners.
+        map_rule: how the official code makes pixels of the maps.
+        official_settings: those of official generation, for checkpoints that bring none.
     """
 
-    cls_token: nn.Parameter
-    position_offset: float = 0.0
-    position_bilinear: bool = False
-    align_corners: bool = False
+    kind = "localizer"
+    map_rule: ClassVar[MapRule] = MapRule()
+    official_settings: ClassVar[Recommended] = Recommended()
 
     @abstractmethod
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -139,8 +113,8 @@ class Localizer(Method):
         """Scores and maps of a batch: one traceable graph, refinement inside.
 
         Args:
-            images: (B, 3, H, W) float32, normalised; H and W need not be multiples of the patch (the
-                remainder at the right and bottom is not seen).
+            images: (B, 3, H, W) float32, normalised; H and W need not be multiples of the patch (of a ViT,
+                the remainder at the right and bottom is not seen).
             extras: also return named intermediates.
         """
 
@@ -161,21 +135,6 @@ class Localizer(Method):
         """Scores and maps of :meth:`localize`; the entrance of exporters and profilers."""
         out = self.localize(images)
         return out.scores, out.maps
-
-    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Tensor]:
-        """Token sequence (B, C + N, D) with positions, the grid, and the positions (1, C + N, D)."""
-        patches, grid = self.patch_tokens(images)
-        of_classes, of_patches = self.stored_positions()
-        size = (images.shape[-2], images.shape[-1])
-        resized = resize_positions(
-            of_patches,
-            grid,
-            image_size=size,
-            offset=self.position_offset,
-            bilinear=self.position_bilinear,
-        )
-        positions = torch.cat((of_classes, resized), dim=1)
-        return token_ops.prepend(self.cls_token, patches) + positions, grid, positions
 
 
 @contextmanager

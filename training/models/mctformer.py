@@ -13,7 +13,7 @@ from wsss_rt.errors import UsageError, nearest
 from wsss_rt.training.losses import multilabel_soft_margin
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.attention import Observer, run_blocks
-from wsss_rt.training.models.base import Localization, Localizer, options_set
+from wsss_rt.training.models.base import Localization, options_set
 from wsss_rt.training.models.consistency import HeadMeans, OneView, find_view, paired_losses
 from wsss_rt.training.models.extras import LayerTrace, without_batch_of_one
 from wsss_rt.training.models.fusion import (
@@ -26,6 +26,7 @@ from wsss_rt.training.models.fusion import (
 )
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
 from wsss_rt.training.models.position import new_positions
+from wsss_rt.training.models.vit_method import ViTLocalizer
 
 #: Options that choose between maps of one forward pass.
 _OF_THE_MAP = {"attention_type", "affinity", "affinity_source"}
@@ -44,7 +45,7 @@ class _Pass:
     sums: AttentionSums
 
 
-class MCTformerV1(Localizer):
+class MCTformerV1(ViTLocalizer):
     """Class tokens alone: scores are their channel means, maps their attention to the patches.
 
     The final LayerNorm and ``head`` of the backbone are in the official state dict, and are never applied.

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from wsss_rt.kernels.precision import without_autocast
+
 # the cubic convolution coefficient of `torch.nn.functional.interpolate(mode="bicubic")`
 _A = -0.75
 
@@ -54,7 +56,7 @@ def resize_positions(
     device = stored.device
     square = torch.logical_and(_scalar(rows, device) == side, _scalar(columns, device) == side)
     as_stored = torch.logical_and(square, _scalar(image_size[0], device) == _scalar(image_size[1], device))
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         wide = torch.promote_types(stored.dtype, torch.float32)
         table = stored.to(wide).reshape(side, side, -1)
         weigh = _linear if bilinear else _cubic

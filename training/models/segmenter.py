@@ -14,8 +14,8 @@ from torch.nn import functional
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.model_card import InputSpec
 from wsss_rt.training.models.attention import block_forward
-from wsss_rt.training.models.base import Method
 from wsss_rt.training.models.position import new_positions, resize_positions
+from wsss_rt.training.models.vit_method import ViTMethod
 
 #: Where masks become class scores: on a square of the training size, stretched afterwards; or on the image.
 MASKS_AT = ("img_size", "image")
@@ -34,7 +34,7 @@ _BLOCK_KEYS = {
 _PATCH_KEYS = {"patch_embed.proj.": "patch_embed.projection."}
 
 
-class Segmenter(Method):
+class Segmenter(ViTMethod):
     """Base of the methods that learn from masks; a class per pixel comes out.
 
     Only residual-stream values leave the trunk: it has no class token and no final norm. Stochastic depth
@@ -55,6 +55,8 @@ class Segmenter(Method):
         outputs: K, C and background.
         pos_embed: learned positions (1, side * side, D).
     """
+
+    kind = "segmenter"
 
     def __init__(
         self,
@@ -131,7 +133,6 @@ class Segmenter(Method):
         return nullcontext()
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that did not come with the backbone; they may learn faster than it."""
         for name, parameter in self.named_parameters():
             if not name.startswith(("patch_embed.", "blocks.", "pos_embed")):
                 yield parameter

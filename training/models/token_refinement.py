@@ -17,13 +17,14 @@ from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.attention import block_forward, block_mixing, run_blocks
-from wsss_rt.training.models.base import Localization, Localizer, load_official
+from wsss_rt.training.models.base import Localization, load_official
 from wsss_rt.training.models.fusion import ClassRows, to_grid
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
 from wsss_rt.training.models.position import new_positions
+from wsss_rt.training.models.vit_method import ViTLocalizer
 
 
-class TokenRefinement(Localizer):
+class TokenRefinement(ViTLocalizer):
     """Token Refinement Transformer (arXiv 2208.01838, and its official code where the two differ).
 
     The class token's attention in all blocks but the last is the preliminary map m. The tokens that hold most

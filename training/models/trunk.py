@@ -17,9 +17,9 @@ from torch import nn
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.training.models.attention import check_blocks
 from wsss_rt.training.models.backbones import OWN_BACKBONES
-from wsss_rt.training.models.base import Method
 from wsss_rt.training.models.hybrid import check_hybrid, without_size_checks
 from wsss_rt.training.models.position import resize_positions
+from wsss_rt.training.models.vit_method import ViTMethod
 
 
 def build_backbone(name: str, *, pretrained: bool | str | Path = False, drop_path: float = 0.0) -> Any:
@@ -55,7 +55,7 @@ def build_backbone(name: str, *, pretrained: bool | str | Path = False, drop_pat
     return backbone
 
 
-def start_from_backbone(model: Method, backbone: Any, *, class_token: bool) -> None:
+def start_from_backbone(model: ViTMethod, backbone: Any, *, class_token: bool) -> None:
     """Take over what the backbone says of positions and, where it has been trained, of its class token.
 
     Args:
@@ -157,7 +157,7 @@ def _load_trained(backbone: Any, folder: Path) -> None:
     wanted = [key for key in kept if key.startswith(("patch_embed.", "blocks."))]
     state = model.state_dict()
     wrong = [key for key in wanted if key not in state or state[key].shape != kept[key].shape]
-    if wrong or not isinstance(model, Method):
+    if wrong or not isinstance(model, ViTMethod):
         raise WsssError(
             f"the run {folder} does not hold this backbone",
             why=f"it is {config.method} on {config.model.get('backbone', 'another trunk')}; "

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.attention import run_blocks
-from wsss_rt.training.models.base import Localization, Localizer
+from wsss_rt.training.models.base import Localization
 from wsss_rt.training.models.extras import LayerTrace, without_batch_of_one
 from wsss_rt.training.models.fusion import AttentionSums, check_layers_fused, to_grid
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
 from wsss_rt.training.models.position import new_positions
+from wsss_rt.training.models.vit_method import ViTLocalizer
 
 
-class TSCAM(Localizer):
+class TSCAM(ViTLocalizer):
     """A single class token, whose attention couples with a semantic map of the patch tokens.
 
     The attention is summed over layers and the same for all classes; the semantic map is not rectified, so

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsss_rt.errors import MissingExtraError, UsageError, nearest
+from wsss_rt.gpu_driver import settle_absent_driver
 
 if TYPE_CHECKING:
     from torch import nn
 
     from wsss_rt.export.onnx import ExportReport
+    from wsss_rt.model_card import ModelCard
     from wsss_rt.training.checkpoints import RunConfig
 
 TARGETS = ("onnx",)
 PLANNED = ("tensorrt", "aotinductor")
 WEIGHTS = ("float32", "float16")
+# methods whose outputs are no classes
+CLASSLESS = ("psa",)
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "safetensors")
 
 
@@ -40,10 +44,12 @@ def export(
     method: Annotated[str | None, typer.Option(help="With --official: method, e.g. mctformer-v2.")] = None,
     classes: Annotated[
         str | None,
-        typer.Option(metavar="voc|FILE", help="With --official: names in the order of the outputs."),
+        typer.Option(
+            metavar="voc|FILE", help="With --official: names in the order of the outputs; psa has none."
+        ),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="With --official: ViT of timm. [default: DeiT-S]")
+        str | None, typer.Option(help="With --official: ViT of timm. [default: DeiT-S, or the method's]")
     ] = None,
     img_size: Annotated[
         int | None, typer.Option(min=16, help="With --official: side of its training images, pixels.")
@@ -102,12 +108,13 @@ def export(
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("wsss-rt export", extra="export", package=package)
+    settle_absent_driver()
 
     from wsss_rt.export.onnx import export_onnx
     from wsss_rt.export.parity import ParityError
 
     if official:
-        assert method is not None and classes is not None
+        assert method is not None
         shape = {"backbone": backbone, "img_size": img_size}
         model, config = _load_official(
             source,
@@ -159,7 +166,8 @@ def _check_source(source: Path, *, official: bool, **only_official: Any) -> None
         )
     given = [f"--{name.replace('_', '-')}" for name, value in only_official.items() if value is not None]
     if official:
-        missing = [name for name in ("method", "classes") if only_official[name] is None]
+        wanted = ("method",) if only_official["method"] in CLASSLESS else ("method", "classes")
+        missing = [name for name in wanted if only_official[name] is None]
         if missing:
             raise UsageError(
                 "an official checkpoint says neither its method nor its classes",
@@ -187,12 +195,13 @@ def _check_target(target: Path) -> None:
 
 
 def _load_official(
-    path: Path, method: str, classes: str, options: dict[str, Any]
+    path: Path, method: str, classes: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, RunConfig]:
     from wsss_rt.classes import load_classes
     from wsss_rt.training.checkpoints import load_official_checkpoint
 
-    return load_official_checkpoint(path, method, classes=load_classes(classes).names, model=options)
+    names = () if classes is None else load_classes(classes).names
+    return load_official_checkpoint(path, method, classes=names, model=options)
 
 
 def _load_run(path: Path, overrides: dict[str, Any]) -> tuple[nn.Module, RunConfig]:
@@ -228,11 +237,18 @@ def _as_text(report: ExportReport) -> str:
     return (
         f"{checked}\n"
         f"wrote {report.path}: {report.size / 1e6:.2f} MB, opset {report.opset}, {report.card.method}, "
-        f"{len(report.card.classes)} classes, in {report.seconds:.1f} s "
+        f"{_contents(report.card)}, in {report.seconds:.1f} s "
         f"({report.gate_seconds:.1f} s of it the check)\n"
         f"next: {_next_command(report)}"
     )
 
 
+def _contents(card: ModelCard) -> str:
+    return "pairwise affinity" if card.kind == "affinity" else f"{len(card.classes)} classes"
+
+
 def _next_command(report: ExportReport) -> str:
-    return f"wsss-rt label ./images --model {shlex.quote(str(report.path))}"
+    file = shlex.quote(str(report.path))
+    if report.card.kind == "affinity":
+        return f"wsss-rt label ./images --refine walk --affinity {file}"
+    return f"wsss-rt label ./images --model {file}"

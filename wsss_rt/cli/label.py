@@ -48,7 +48,11 @@ def label(
         ),
     ] = None,
     refine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Refiner of the scores: none, crf. [default: none]")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Refiner of the scores: none, crf, walk, or crf+walk one after the other. [default: none]",
+        ),
     ] = None,
     crf_preset: Annotated[
         str | None,
@@ -91,6 +95,27 @@ def label(
     ] = None,
     crf_backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="numba, pydensecrf. [default: numba]")
+    ] = None,
+    affinity: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Affinity model of --refine walk.")
+    ] = None,
+    walk_preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="mctformer, psa. [default: mctformer]")
+    ] = None,
+    walk_beta: Annotated[
+        float | None, typer.Option(metavar="B", help="Exponent of the affinity. [default: 8]")
+    ] = None,
+    walk_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps of the walk. [default: 64; psa: 256]")
+    ] = None,
+    walk_radius: Annotated[
+        int | None, typer.Option(metavar="R", help="Cells of 8 px that are neighbours. [default: 5]")
+    ] = None,
+    walk_alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="A", help="Background becomes (1 - best class)^A. [default: --background; psa: 16]"
+        ),
     ] = None,
     scales: Annotated[
         str | None,
@@ -155,6 +180,7 @@ def label(
       wsss-rt label ./images --out ./labels
       wsss-rt label ./images --tags labels.csv --format png,coco,overlay --out ./labels
       wsss-rt label ./images --refine crf --crf-bilateral 60,10,8 --out ./labels
+      wsss-rt label ./images --refine walk --affinity affinity.onnx --background 0.39 --out ./labels
       wsss-rt label 'photos/**/*.jpg' --model my.onnx --scales 1.0,0.75 --background 0.35 --out ./labels
       find . -name '*.png' | wsss-rt label - --dry-run
 
@@ -180,6 +206,12 @@ def label(
         "crf-stop": crf_stop,
         "crf-memory": crf_memory,
         "crf-backend": crf_backend,
+        "affinity": affinity,
+        "walk-preset": walk_preset,
+        "walk-radius": walk_radius,
+        "walk-beta": walk_beta,
+        "walk-steps": walk_steps,
+        "walk-alpha": walk_alpha,
         "scales": scales,
         "flip": flip,
         "background": background,

@@ -64,6 +64,17 @@ def train(
             show_default=False,
         ),
     ] = None,
+    saliency: Annotated[
+        Path | None,
+        typer.Option(help="Grey PNGs, one per image, for l2g.", show_default="none"),
+    ] = None,
+    low_alpha: Annotated[
+        Path | None,
+        typer.Option(help="For psa: output of `label --refine crf --crf-alpha 4`.", show_default=False),
+    ] = None,
+    high_alpha: Annotated[
+        Path | None, typer.Option(help="For psa: the same with --crf-alpha 32.", show_default=False)
+    ] = None,
     img_size: Annotated[int | None, typer.Option(help="Side of training images, pixels.", min=16)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.", min=0)] = None,
     images: Annotated[int | None, typer.Option(help="Training images in all.", min=1)] = None,
@@ -84,7 +95,8 @@ def train(
         bool, typer.Option("--print-config", help="Print the settings as a recipe, and end.")
     ] = False,
 ) -> None:
-    """Train a localizer from images and their tags, or a segmenter from images and masks.
+    """Train a localizer from images and tags, a segmenter from images and masks, or an affinity net (psa)
+    from two sets of masks.
 
     \b
     Examples:
@@ -92,6 +104,7 @@ def train(
       wsss-rt train mctformer-v2 --data photos --tags tags.csv --recipe folder-small --out runs/mine
       wsss-rt train mctformer-v2 --data VOC2012 --recipe voc-official --pretrained --out runs/voc
       wsss-rt train segvit --data photos --masks labels --recipe segmenter-small --out runs/student
+      wsss-rt train psa --data photos --low-alpha la --high-alpha ha --epochs 5 --out runs/psa
 
     Precedence: flag, then --set, then the recipe, then the default. Ctrl-C saves; the same command continues.
     """
@@ -104,6 +117,7 @@ def train(
         "data.split": split,
         "data.workers": workers, "model.backbone": backbone, "model.pretrained": pretrained,
         "model.pretrained_file": weights,
+        "data.saliency": saliency, "data.low_alpha": low_alpha, "data.high_alpha": high_alpha,
         "model.img_size": img_size, "run.batch": batch, "run.seed": seed, "run.precision": precision,
         "run.devices": devices, "optim.lr": lr,
     }  # fmt: skip

@@ -42,8 +42,16 @@ class Engine(Protocol):
     card: ModelCard
     choice: dict[str, Any]
 
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run a batch; what the card's ``outputs`` name, in that order, each with the batch first.
+
+        Raises:
+            ImageError: the engine failed on this input.
+        """
+        ...
+
     def infer(self, images: NDArray[np.float32]) -> EngineOutput:
-        """Run a batch.
+        """:meth:`run` of a localizer or segmenter.
 
         Args:
             images: (B, 3, H, W) float32, normalised by the card's mean and std.

@@ -85,10 +85,10 @@ class OnnxRuntimeEngine(LibraryEngine):
             self.device = "cuda:0"
         self._input = self._loaded.get_inputs()[0].name
 
-    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         try:
-            scores, maps = self._loaded.run(list(self.card.outputs), {self._input: image})
+            results = self._loaded.run(list(self.card.outputs), {self._input: image})
         except Exception as error:
             # the library's exceptions share no base class below Exception
             raise RuntimeError(str(error)) from error
-        return scores, maps
+        return tuple(results)

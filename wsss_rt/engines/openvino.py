@@ -73,9 +73,8 @@ class OpenVinoEngine(LibraryEngine):
         except RuntimeError as error:
             raise load_error(error, self.backend) from error
 
-    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         import numpy as np
 
         results = self._loaded.infer({0: image}, share_inputs=True, share_outputs=False)
-        scores, maps = (np.array(results[name], dtype=np.float32) for name in self.card.outputs)
-        return scores, maps
+        return tuple(np.array(results[name], dtype=np.float32) for name in self.card.outputs)

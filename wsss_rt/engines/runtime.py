@@ -55,9 +55,9 @@ def check_images(images: NDArray[np.float32], patch: int) -> None:
 
 def run_each(
     images: NDArray[np.float32],
-    run_one: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    run_one: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]],
     backend: str,
-) -> EngineOutput:
+) -> tuple[NDArray[np.float32], ...]:
     """Run every image as a batch of one, and stack the results.
 
     The libraries split a matrix product by its number of rows, so that an image's last bits depend on how
@@ -65,7 +65,7 @@ def run_each(
 
     Args:
         images: (B, 3, H, W) float32.
-        run_one: (1, 3, H, W) to scores (1, C) and maps (1, C, h, w), owned by the caller.
+        run_one: (1, 3, H, W) to outputs that begin with a batch of one, owned by the caller.
         backend: what to name in errors.
 
     Raises:
@@ -74,15 +74,13 @@ def run_each(
     """
     import numpy as np
 
-    scores, maps = [], []
+    outputs = []
     for index in range(images.shape[0]):
         try:
-            score, map_ = run_one(np.ascontiguousarray(images[index : index + 1]))
+            outputs.append(run_one(np.ascontiguousarray(images[index : index + 1])))
         except (RuntimeError, MemoryError, ValueError) as error:
             raise engine_error(error, backend, images.shape) from error
-        scores.append(score)
-        maps.append(map_)
-    return EngineOutput(np.concatenate(scores), np.concatenate(maps))
+    return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
 
 class LibraryEngine(ABC):
@@ -106,18 +104,22 @@ class LibraryEngine(ABC):
         self._threads = threads or default_threads()
         self._loaded: Any = None
 
-    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
-        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""
         check_images(images, self.card.input.patch)
         return run_each(images, self._run_one, self.backend)
+
+    def infer(self, images: NDArray[np.float32]) -> EngineOutput:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
+        return EngineOutput(*self.run(images))
 
     def close(self) -> None:
         """Free the loaded model."""
         self._loaded = None
 
     @abstractmethod
-    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(1, 3, H, W) to scores (1, C) and maps (1, C, h, w), owned by the caller."""
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """(1, 3, H, W) to what the card's ``outputs`` name, a batch of one each, owned by the caller."""
 
 
 def engine_error(error: Exception, backend: str, shape: tuple[int, ...]) -> WsssError:

@@ -34,6 +34,11 @@ class WindowedEngine:
         self.card = engine.card
         self.choice: dict[str, Any] = engine.choice
 
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""
+        found = self.infer(images)
+        return found.scores, found.maps
+
     def infer(self, images: NDArray[np.float32]) -> EngineOutput:
         """Run a batch; see :meth:`wsss_rt.engines.base.Engine.infer`."""
         import numpy as np

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.refine.crf import CrfRefiner
-from wsss_rt.refine.memory import DEFAULT_MEMORY
-from wsss_rt.refine.params import CrfParams, crf_params
-from wsss_rt.refine.refined import Refined
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from wsss_rt.options import LabelOptions
+    from wsss_rt.refine.refined import Refined
 
 
 class Refiner(Protocol):
@@ -39,28 +38,62 @@ class Refiner(Protocol):
         ...
 
 
+def _open_crf(options: LabelOptions) -> Refiner:
+    from wsss_rt.refine.crf import CrfRefiner
+
+    return CrfRefiner(options.crf, backend=options.crf_backend, memory=options.crf_memory)
+
+
+def _open_walk(options: LabelOptions) -> Refiner:
+    from wsss_rt.refine.walk import WalkRefiner
+
+    return WalkRefiner(
+        options.affinity,
+        options.walk,
+        backend=options.backend,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+    )
+
+
 # name -> what opens the refiner; `none` opens nothing, so that its planes are never built
-REFINERS: dict[str, Callable[[CrfParams, str, float], Refiner | None]] = {
-    "none": lambda params, backend, memory: None,
-    "crf": lambda params, backend, memory: CrfRefiner(params, backend=backend, memory=memory),
+REFINERS: dict[str, Callable[[LabelOptions], Refiner | None]] = {
+    "none": lambda options: None,
+    "crf": _open_crf,
+    "walk": _open_walk,
 }
 
 
-def open_refiner(
-    name: str, *, crf: CrfParams | None = None, backend: str = "numba", memory: float = DEFAULT_MEMORY
-) -> Refiner | None:
-    """The refiner of this name; None for ``none``.
-
-    Args:
-        name: a key of :data:`REFINERS`.
-        crf: parameters of ``crf``; None takes the default preset.
-        backend: of ``crf``.
-        memory: gigabytes that one image may take in ``crf``.
+def refiner_names(refine: str) -> tuple[str, ...]:
+    """The refiners that a setting names, in the order in which they run: ``crf+walk`` is both.
 
     Raises:
-        UsageError: there is no such refiner or backend.
-        MissingExtraError: the backend's package is not installed.
+        UsageError: there is no such refiner, one stands there twice, or ``none`` beside another.
     """
-    if name not in REFINERS:
-        raise UsageError(f"no refiner named {name!r}", fix=nearest(name, REFINERS))
-    return REFINERS[name](crf or crf_params(), backend, memory)
+    names = tuple(name.strip() for name in refine.split("+"))
+    for name in names:
+        if name not in REFINERS:
+            raise UsageError(f"no refiner named {name!r}", fix=nearest(name, REFINERS))
+    if len(names) > 1 and (len(set(names)) < len(names) or "none" in names):
+        raise UsageError(
+            f"refine {refine!r} makes no sense", fix="name each refiner once, for example crf+walk"
+        )
+    return names
+
+
+def open_refiner(options: LabelOptions) -> Refiner | None:
+    """The refiner that ``options.refine`` names, with its settings in the options; None for ``none``.
+
+    Raises:
+        UsageError: there is no such refiner, or it lacks what it needs.
+        MissingExtraError: a package that it needs is not installed.
+        WsssError: its model cannot be used.
+    """
+    opened = [REFINERS[name](options) for name in refiner_names(options.refine)]
+    refiners = [refiner for refiner in opened if refiner is not None]
+    if len(refiners) < 2:
+        return refiners[0] if refiners else None
+    from wsss_rt.refine.chain import ChainRefiner
+
+    return ChainRefiner(refiners)

@@ -263,7 +263,9 @@ def _footer(context: Mapping[str, Any]) -> str:
 
 def _headline(facts: Mapping[str, Any]) -> str:
     """The plain values of a card's section; what is nested inside belongs to `wsss-rt models`."""
-    named = {**facts, **(facts.get("validation") or {})}
+    measured = facts.get("validation")
+    # in the card's section on training the word stands for a number of images
+    named = {**facts, **measured} if isinstance(measured, Mapping) else facts
     chosen = []
     for key, label in _HEADLINES.items():
         value = named.get(key)
