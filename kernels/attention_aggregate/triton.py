@@ -9,9 +9,6 @@ from torch import Tensor
 
 from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, tile, widen, wrap_triton
 
-# up to here one program a class token beats a tile that is padded to 16 rows
-_FEW_CLASSES = 4
-
 
 @triton.jit
 def _attend(
@@ -107,45 +104,11 @@ def _add_block(
     tl.store(target, tl.load(target, mask=mask, other=0.0) + total * factor, mask=mask)
 
 
-@triton.jit
-def _add_class_rows(
-    q, k, peak, share, target,
-    q_batch, q_head, q_row, k_batch, k_head, k_row,
-    heads, tokens, classes, factor, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """A stretch of one class token's row: products of vectors, where a tile would be nearly empty."""
-    program = tl.program_id(0).to(tl.int64)
-    patches = tokens - classes
-    across = tl.cdiv(patches, COLS)
-    of_row, place = program // across, program % across
-    batch, row = of_row // classes, of_row % classes
-    cols = place * COLS + tl.arange(0, COLS)
-    dims = tl.arange(0, BLOCK_D)
-    col_mask = cols < patches
-    q += batch * q_batch + row * q_row + dims
-    k += batch * k_batch + (classes + cols)[:, None] * k_row + dims[None, :]
-    peak += batch * heads * tokens + row
-    share += batch * heads * tokens + row
-    total = tl.zeros((COLS,), tl.float32)
-    for _ in range(0, heads):
-        query = tl.load(q, mask=dims < D, other=0.0).to(tl.float32)
-        keys = tl.load(k, mask=col_mask[:, None] & (dims < D)[None, :], other=0.0).to(tl.float32)
-        logits = tl.sum(keys * query[None, :], 1) * scale
-        total += tl.exp2(logits - tl.load(peak)) * tl.load(share)
-        q += q_head
-        k += k_head
-        peak += tokens
-        share += tokens
-    target += of_row * patches + cols
-    tl.store(target, tl.load(target, mask=col_mask, other=0.0) + total * factor, mask=col_mask)
-
-
 def launches(num_class_tokens: int, class_map: Tensor | None, affinity: Tensor | None) -> tuple[str, ...]:
     """Which kernels a call launches; none for a map that nobody asks for or that has no element."""
     names = ["attend"]
     if class_map is not None and num_class_tokens:
-        names.append("class_rows" if num_class_tokens <= _FEW_CLASSES else "class_block")
+        names.append("class_block")
     if affinity is not None:
         names.append("affinity_block")
     return tuple(names)
@@ -185,14 +148,8 @@ def attention_aggregate(
         return out.to(v.dtype)
     strides = (*q.stride()[:3], *k.stride()[:3])
     factor = weight / heads
-    if class_map is not None and 0 < num_class_tokens <= _FEW_CLASSES:
-        cols = tile(patches, 64)
-        wrap_triton(_add_class_rows)[(batch * num_class_tokens * triton.cdiv(patches, cols),)](
-            q, k, peak, share, class_map, *strides, heads, tokens, num_class_tokens, factor, scale * LOG2_E,
-            COLS=cols, **shape,
-        )  # fmt: skip
     blocks = []
-    if class_map is not None and num_class_tokens > _FEW_CLASSES:
+    if class_map is not None and num_class_tokens:
         blocks.append((class_map, 0, num_class_tokens))
     if affinity is not None:
         blocks.append((affinity, num_class_tokens, patches))

@@ -24,8 +24,8 @@ def tiny(method: str, **options: Any) -> Localizer:
     ("method", "options", "path"),
     [
         ("mctformer-v2", {}, "triton[attend,class_block,affinity_block]"),
-        ("ts-cam", {}, "triton[attend,class_rows]"),
-        ("token-refinement", {"threshold": 0.5}, "triton[attend,class_rows]"),
+        ("ts-cam", {}, "triton[attend,class_block]"),
+        ("token-refinement", {"threshold": 0.5}, "triton[attend,class_block]"),
         ("acr", {"affinity": True, "start_layer": 2}, "triton[attend,affinity_block]"),
     ],
 )
