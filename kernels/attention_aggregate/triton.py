@@ -154,7 +154,7 @@ def attention_aggregate(
     if affinity is not None:
         blocks.append((affinity, num_class_tokens, patches))
     for target, first, wanted in blocks:
-        rows, cols = tile(wanted, 64), tile(patches, 64 if wide else 128)
+        # tiles as above, so that logits are summed as above: maps are powers of their distance to the largest
         count = batch * triton.cdiv(wanted, rows) * triton.cdiv(patches, cols)
         wrap_triton(_add_block)[(count,)](
             q, k, peak, share, target, *strides,
