@@ -73,6 +73,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("torch", "torchvision", "timm", "lightning", "safetensors", "matplotlib"),
     "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors"),
 }
+# the extra that a command needs
+_EXTRA_OF = {"train": "train", "export": "export", "bench": "train"}
 # what decides the speed of a matrix product
 _FEATURES = (
     "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni",
@@ -258,15 +260,16 @@ def _commands(packages: Mapping[str, Any], broken_base: Mapping[str, Any]) -> di
     """Per command: whether it can run, what it lacks, and how to get that."""
     engines = [name for name in ("onnxruntime", "openvino") if packages[name]["state"] == "ok"]
     found: dict[str, dict[str, Any]] = {}
-    for command in ("label", "eval", "scenes", "models", "train", "export"):
+    for command in ("label", "eval", "scenes", "models", "train", "export", "bench"):
         lacking = [name for name in broken_base if name not in ("onnxruntime", "openvino")]
         if command == "label" and not engines:
             lacking += ["onnxruntime or openvino"]
         fix = "pip install --force-reinstall wsss-rt" if lacking else ""
-        extra = [name for name in EXTRAS.get(command, ()) if packages[name]["state"] != "ok"]
-        if extra:
-            fix = f"pip install 'wsss-rt[{command}]'"
-        found[command] = {"ready": not (lacking or extra), "missing": [*lacking, *extra], "fix": fix}
+        extra = _EXTRA_OF.get(command, "")
+        absent = [name for name in EXTRAS.get(extra, ()) if packages[name]["state"] != "ok"]
+        if absent:
+            fix = f"pip install 'wsss-rt[{extra}]'"
+        found[command] = {"ready": not (lacking or absent), "missing": [*lacking, *absent], "fix": fix}
     return found
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/refine/sizes.py
 
-A row is one size, number of classes and implementation: median and fastest of five calls, and the share of
-labels equal to the plain form's.
+A row is one size, number of classes and implementation: median and fastest of its calls (five, or two from a
+million pixels on), and the share of labels equal to the plain form's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
             raise SystemExit(done.returncode)
         rows = [_row(entry) for entry in json.loads(found.read_text())["benchmarks"]]
     rows.sort(key=lambda row: (row["size"][0] * row["size"][1], row["classes"], row["call"]))
-    print(f"wrote {write_result('refine_sizes', {'rounds': 5, 'rows': rows})}")
+    print(f"wrote {write_result('refine_sizes', {'rows': rows})}")
 
 
 def _row(entry: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def _row(entry: dict[str, Any]) -> dict[str, Any]:
         "size": [height, width],
         "classes": params["classes"],
         "call": params["call"],
+        "calls": entry["stats"]["rounds"],
         "median_ms": round(entry["stats"]["median"] * 1e3, 2),
         "fastest_ms": round(entry["stats"]["min"] * 1e3, 2),
         "labels_equal": entry["extra_info"]["labels_equal"],
