@@ -15,6 +15,7 @@ from torch import nn
 
 from wsss_rt import __version__
 from wsss_rt.errors import WsssError
+from wsss_rt.kernels import use_kernels
 
 Weights = Literal["float32", "float16"]
 
@@ -37,6 +38,7 @@ _HALF_MAX = 65504.0
 def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -> bytes:
     """Trace ``forward`` of a localizer or segmenter, which returns ``(scores, maps)``, or of an affinity net.
 
+    The graph is made of plain operations whatever ``WSSS_RT_KERNELS`` says: ONNX has no place for Triton's.
     What a model can compute from its weights alone (``constants_folded``) is computed here, once.
 
     Args:
@@ -56,7 +58,7 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
     folded = getattr(model, "constants_folded", nullcontext)
     kind: str = getattr(model, "kind", "localizer")
     try:
-        with _quiet(), torch.no_grad(), folded():
+        with _quiet(), torch.no_grad(), folded(), use_kernels("reference"):
             program = torch.onnx.export(
                 model,
                 (example,),

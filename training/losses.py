@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.training.models.precision import without_autocast
+from wsss_rt.kernels.precision import without_autocast
 
 #: What image-level tags are learned by: one class an image, or several.
 TAG_LOSSES = ("cross_entropy", "soft_margin")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from wsss_rt.training.models.precision import without_autocast
+from wsss_rt.kernels.precision import without_autocast
 
 IGNORE = 255
 # weights and shape of the official criterion (MaskFormer's, without matching)

@@ -15,16 +15,12 @@ from torch import Tensor, nn
 
 from tests.models.seeded import seeded_images, seeded_state
 from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.kernels.masked_reattention import masked_reattention, select_tokens
+from wsss_rt.kernels.masked_reattention.reference import cumulative_mass, selected_softmax
 from wsss_rt.training.models import Localizer, create_model, load_official, official_shapes
 from wsss_rt.training.models import attention as attention_module
 from wsss_rt.training.models.attention import block_forward, block_mixing
-from wsss_rt.training.models.reattention import (
-    cumulative_mass,
-    masked_reattention,
-    select_tokens,
-    selected_softmax,
-    token_priorities,
-)
+from wsss_rt.training.models.reattention import token_priorities
 from wsss_rt.training.models.token_refinement import TokenRefinement
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -171,11 +167,12 @@ def test_edges_that_large_goldens_cannot_see(
     paid = torch.zeros(11, 1, 2, 17, 17)
     paid[:, 0, :, 0, 1:] = torch.from_numpy(golden["cls_layers"])
     prescribed = {id(block): rows for block, rows in zip(model.blocks, paid, strict=False)}
-    monkeypatch.setattr(
-        attention_module,
-        "block_with_attention",
-        lambda block, tokens: (tokens, prescribed[id(block)]),
-    )
+
+    def pass_through(block: Any, tokens: Tensor, sums: Any, layer: int) -> Tensor:
+        sums.add(layer, prescribed[id(block)].mean(dim=1))
+        return tokens
+
+    monkeypatch.setattr(attention_module, "block_summing", pass_through)
     if case.startswith("raw"):
         model.score_head = Prescribed(torch.from_numpy(golden["raw"]))  # type: ignore[assignment]
     out = model.localize(seeded_images(0, 64, 64), extras=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from wsss_rt.training.models.fusion import AttentionSums
 
 # training on the CPU: up to about this many tokens, forming the attention matrix took half the time of the
 # fused kernel, whose backward pass recomputes it
@@ -19,14 +18,31 @@ Observer = Callable[[int, Tensor, Tensor], None]
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+class AttentionSink(Protocol):
+    """Takes from each layer's attention what maps need of it."""
+
+    def wants(self, layer: int) -> bool:
+        """Whether it takes anything of this layer (from 0)."""
+        ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """The attention's output (B, H, T, d), of which it takes what it wants on the way."""
+        ...
+
+    def add(self, layer: int, attention: Tensor) -> None:
+        """The same of attention that exists anyway, its mean over heads (B, T, T)."""
+        ...
+
+
 def run_blocks(
     blocks: Iterable[Any],
     tokens: Tensor,
     *,
-    sums: AttentionSums | None = None,
+    sums: AttentionSink | None = None,
     observe: Observer | None = None,
 ) -> Tensor:
-    """Run all blocks; attention is formed only in the layers that ``sums`` or ``observe`` ask for.
+    """Run all blocks; attention is formed only in the layers that ``observe`` asks for, or ``sums`` does
+    where no kernel runs.
 
     Args:
         blocks: timm ``Block`` modules (layer scale, drop path, q/k norm are followed).
@@ -38,8 +54,11 @@ def run_blocks(
         (B, T, D), without a final norm.
     """
     for index, block in enumerate(blocks):
-        if observe is None and (sums is None or not sums.wants(index)):
-            tokens = block_forward(block, tokens)
+        if observe is None:
+            if sums is not None and sums.wants(index):
+                tokens = block_summing(block, tokens, sums, index)
+            else:
+                tokens = block_forward(block, tokens)
             continue
         tokens, attention = block_with_attention(block, tokens)
         if sums is not None and sums.wants(index):
@@ -59,6 +78,17 @@ def block_forward(block: Any, tokens: Tensor) -> Tensor:
     dropout = attn.attn_drop.p if attn.training else 0.0
     mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
     return _finish(block, tokens, mixed)
+
+
+def block_summing(block: Any, tokens: Tensor, sums: AttentionSink, layer: int) -> Tensor:
+    """One block whose attention ``sums`` computes, and takes its part of. (B, T, D) to (B, T, D)."""
+    attn = block.attn
+    if attn.training and attn.attn_drop.p > 0:
+        # maps are made of the attention before dropout
+        tokens, attention = block_with_attention(block, tokens)
+        sums.add(layer, attention.mean(dim=1))
+        return tokens
+    return block_mixing(block, tokens, partial(sums.attend, layer, scale=float(attn.scale)))
 
 
 def block_mixing(block: Any, tokens: Tensor, mix: Mix) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from wsss_rt.errors import UsageError
+from wsss_rt.kernels.affinity_propagate import Form, affinity_propagate, form_for
+from wsss_rt.kernels.attention_aggregate import attention_aggregate
 
 #: Where patch affinity comes from: the official attention, or how alike the patch tokens are.
 AFFINITY_SOURCES = ("attention", "tokens")
@@ -16,28 +18,81 @@ _TEMPERATURE = 0.2
 class AttentionSums:
     """Sums over layers of the two parts of the attention that maps need; no layer's matrix is kept.
 
+    Where the kernels run, the affinity may be left out (``streaming``): queries and keys are kept instead,
+    and :meth:`refine` forms attention again without holding it.
+
+    Args:
+        classes: C.
+        depth: number of layers.
+        layers_fused: the last layers whose class-to-patch attention is summed.
+        class_to_patch: whether it is wanted at all.
+        affinity: whether patch affinity is, of all layers.
+        uses: how many maps of C channels :meth:`refine` will be asked for; 0 where the caller reads
+            ``affinity`` itself, or gives it layers by :meth:`add`.
+
     Attributes:
         class_to_patch: (B, C, N) float32, sum over the last ``layers_fused`` layers; None until one is added.
         affinity: (B, N, N) float32, patch to patch (rows are queries), sum over all layers; None where not
-            wanted. Neither symmetric nor normalised: each row sums to the depth less the mass spent on class
-            tokens.
+            wanted, or streaming. Neither symmetric nor normalised: each row sums to the depth less the mass
+            spent on class tokens.
     """
 
     def __init__(
-        self, *, classes: int, depth: int, layers_fused: int, class_to_patch: bool, affinity: bool
+        self,
+        *,
+        classes: int,
+        depth: int,
+        layers_fused: int,
+        class_to_patch: bool,
+        affinity: bool,
+        uses: int = 0,
     ) -> None:
         self._classes = classes
+        self._depth = depth
         self._first_fused = depth - min(layers_fused, depth) if class_to_patch else depth
         self._affinity = affinity
+        self._uses = uses
+        self._form: Form | None = "accumulated" if uses == 0 else None
+        self._queries: list[Tensor] = []
+        self._keys: list[Tensor] = []
+        self._scale = 1.0
         self.class_to_patch: Tensor | None = None
         self.affinity: Tensor | None = None
+
+    @property
+    def streaming(self) -> bool:
+        """Whether queries and keys are kept in place of the affinity; known once a layer was seen."""
+        return self._form == "streaming"
 
     def wants(self, layer: int) -> bool:
         """Whether the attention of this layer (from 0) enters a sum."""
         return self._affinity or layer >= self._first_fused
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """Attention (B, H, T, d) of a layer, which adds its parts to the sums on the way."""
+        if self._affinity and self._form is None:
+            self._form = form_for(
+                q, k, class_tokens=self._classes, channels=self._classes, layers=self._depth, uses=self._uses
+            )
+        batch, patches = q.shape[0], q.shape[2] - self._classes
+        class_map = affinity = None
+        if layer >= self._first_fused:
+            if self.class_to_patch is None:
+                self.class_to_patch = q.new_zeros((batch, self._classes, patches), dtype=torch.float32)
+            class_map = self.class_to_patch
+        if self._affinity and self.streaming:
+            self._queries.append(q)
+            self._keys.append(k)
+            self._scale = scale
+        elif self._affinity:
+            if self.affinity is None:
+                self.affinity = q.new_zeros((batch, patches, patches), dtype=torch.float32)
+            affinity = self.affinity
+        return attention_aggregate(q, k, v, self._classes, class_map, affinity, scale=scale)
+
     def add(self, layer: int, attention: Tensor) -> None:
         """Add the head-mean attention (B, C + N, C + N) of a layer."""
+        self._form = "accumulated"
         patches = attention[:, :, self._classes :].float()
         if layer >= self._first_fused:
             part = patches[:, : self._classes]
@@ -45,6 +100,42 @@ class AttentionSums:
         if self._affinity:
             part = patches[:, self._classes :]
             self.affinity = part if self.affinity is None else self.affinity + part
+
+    def refine(self, maps: Tensor) -> Tensor:
+        """Propagate maps (B, C, rows, columns) along the affinity, one pass; see :func:`refine`."""
+        if self.streaming:
+            flat = affinity_propagate(
+                self._queries, self._keys, maps.flatten(2).float(), self._classes, scale=self._scale
+            )
+            return flat.reshape(maps.shape)
+        assert self.affinity is not None, "patch affinity was not asked for"
+        return refine(self.affinity, maps)
+
+
+class ClassRows:
+    """The class token's attention to the patches, layer by layer, without gradient.
+
+    Attributes:
+        rows: (B, N) float32 per layer, mean over heads.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+
+    def wants(self, layer: int) -> bool:
+        """Every layer."""
+        return True
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """Attention (B, H, T, d) of a layer, whose row is kept."""
+        row = q.new_zeros((q.shape[0], 1, q.shape[2] - 1), dtype=torch.float32)
+        mixed = attention_aggregate(q, k, v, 1, row, scale=scale)
+        self.rows.append(row[:, 0].detach())
+        return mixed
+
+    def add(self, layer: int, attention: Tensor) -> None:
+        """Keep the row of a layer's head-mean attention (B, 1 + N, 1 + N)."""
+        self.rows.append(attention[:, 0, 1:].detach().float())
 
 
 def check_layers_fused(layers: int) -> int:

@@ -35,14 +35,14 @@ _OF_THE_MAP = {"attention_type", "affinity", "affinity_source"}
 @dataclass(frozen=True)
 class _Pass:
     """What a forward pass gives for maps: ``positions`` (1, C + N, D), ``sequence`` (B, C + N, D) after the
-    last block, ``attention`` and ``semantic`` (B, C, rows, columns), ``affinity`` (B, N, N)."""
+    last block, ``attention`` and ``semantic`` (B, C, rows, columns), ``sums`` of the attention."""
 
     grid: tuple[int, int]
     positions: Tensor
     sequence: Tensor
     attention: Tensor | None
     semantic: Tensor | None
-    affinity: Tensor | None
+    sums: AttentionSums
 
 
 class MCTformerV1(ViTLocalizer):
@@ -152,7 +152,7 @@ class MCTformerV1(ViTLocalizer):
     def localize_each(self, images: Tensor, variants: Sequence[Mapping[str, Any]]) -> list[Localization]:
         if any(not options.keys() <= _OF_THE_MAP for options in variants):
             return super().localize_each(images, variants)
-        found = self._run(images, class_to_patch=True, affinity=True)
+        found = self._run(images, class_to_patch=True, affinity=True, uses=len(variants))
         scores = self._scores(found.sequence, found.semantic)
         maps = []
         for options in variants:
@@ -161,7 +161,13 @@ class MCTformerV1(ViTLocalizer):
         return maps
 
     def _run(
-        self, images: Tensor, *, class_to_patch: bool, affinity: bool, trace: LayerTrace | None = None
+        self,
+        images: Tensor,
+        *,
+        class_to_patch: bool,
+        affinity: bool,
+        uses: int = 1,
+        trace: LayerTrace | None = None,
     ) -> _Pass:
         embedded, grid, positions = self._embed(images)
         sums = AttentionSums(
@@ -170,21 +176,21 @@ class MCTformerV1(ViTLocalizer):
             layers_fused=self.layers_fused,
             class_to_patch=class_to_patch,
             affinity=affinity,
+            uses=uses,
         )
         sequence = run_blocks(self.blocks, embedded, sums=sums, observe=trace)
         attention = None
         if sums.class_to_patch is not None:
             attention = to_grid(self._over_layers(sums.class_to_patch, self.layers_fused), grid)
         semantic = self._semantic_map(sequence, grid)
-        return _Pass(grid, positions, sequence, attention, semantic, sums.affinity)
+        return _Pass(grid, positions, sequence, attention, semantic, sums)
 
     def _map(self, found: _Pass) -> Tensor:
         maps = self._fuse(found.attention, found.semantic)
         if self.affinity and self.affinity_source == "tokens":
             maps = refine(token_affinity(token_ops.split(found.sequence, self.num_classes)[1]), maps)
         elif self.affinity:
-            assert found.affinity is not None
-            maps = refine(found.affinity, maps)
+            maps = found.sums.refine(maps)
         return maps.float()
 
     def _add_positions(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wsss_rt.training.models.precision import without_autocast
+from wsss_rt.kernels.precision import without_autocast
 
 # the cubic convolution coefficient of `torch.nn.functional.interpolate(mode="bicubic")`
 _A = -0.75

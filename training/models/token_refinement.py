@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import UsageError, nearest
+from wsss_rt.kernels.masked_reattention import masked_reattention, select_tokens
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.attention import block_forward, block_mixing, run_blocks
 from wsss_rt.training.models.base import Localization, load_official
-from wsss_rt.training.models.fusion import to_grid
+from wsss_rt.training.models.fusion import ClassRows, to_grid
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
 from wsss_rt.training.models.position import new_positions
 from wsss_rt.training.models.vit_method import ViTLocalizer
@@ -162,15 +163,14 @@ class TokenRefinement(ViTLocalizer):
 
     def _refine(self, images: Tensor) -> _Refinement:
         embedded, grid, _ = self._embed(images)
-        watch = _ClassAttention(embedded, last=self.depth - 3)
-        tokens = run_blocks(list(self.blocks)[:-1], embedded, observe=watch)
-        attention = torch.stack(watch.rows)
+        blocks, seen = list(self.blocks), ClassRows()
+        before_last_two = run_blocks(blocks[:-2], embedded, sums=seen)
+        tokens = run_blocks(blocks[-2:-1], before_last_two, sums=seen)
+        attention = torch.stack(seen.rows)
         mass = reattention.attention_mass(attention)
-        selected = reattention.select_tokens(mass, self.threshold)
+        selected = select_tokens(mass, self.threshold)
         class_token, patches = token_ops.split(tokens, 1)
-        mix = partial(
-            reattention.masked_reattention, selected=selected, scale=float(self.score_layer.attn.scale)
-        )
+        mix = partial(masked_reattention, selected=selected, scale=float(self.score_layer.attn.scale))
         reattended = block_mixing(self.score_layer, patches, mix)
         scores = self.score_head(self.score_norm(reattended))[..., 0].float()
         priorities = reattention.token_priorities(scores, selected)
@@ -180,7 +180,7 @@ class TokenRefinement(ViTLocalizer):
         encoded = self.norm(block_forward(self.blocks[-1], pair))
         return _Refinement(
             grid=grid,
-            before_last_two=watch.tokens,
+            before_last_two=before_last_two,
             attention=attention,
             mass=mass,
             selected=selected,
@@ -234,21 +234,6 @@ class _Refinement:
     pair: Tensor
     encoded: Tensor
     logits: Tensor
-
-
-class _ClassAttention:
-    """Keeps, while blocks run, the class token's attention to patches of each, and the output of one."""
-
-    def __init__(self, embedded: Tensor, *, last: int) -> None:
-        self._last = last
-        # the input of the first block, where there are only two
-        self.tokens = embedded
-        self.rows: list[Tensor] = []
-
-    def __call__(self, layer: int, tokens: Tensor, attention: Tensor) -> None:
-        self.rows.append(attention[:, :, 0, 1:].detach().float().mean(dim=1))
-        if layer == self._last:
-            self.tokens = tokens
 
 
 def _named(found: _Refinement) -> dict[str, Tensor]:

@@ -1,0 +1,11 @@
+"""Operators that keep attention out of memory: each a PyTorch reference, a Triton kernel, and a dispatcher.
+
+``WSSS_RT_KERNELS`` chooses: ``auto`` (the default: Triton for tensors on a GPU, else the reference),
+``triton`` (an error where it cannot run) or ``reference``. Triton is not imported before a kernel is to run.
+"""
+
+from __future__ import annotations
+
+from wsss_rt.kernels._dispatch import KernelUnavailableError, kernel_mode, last_path, use_kernels
+
+__all__ = ["KernelUnavailableError", "kernel_mode", "last_path", "use_kernels"]

@@ -1,0 +1,123 @@
+"""Which implementation of an operator runs, and which one ran."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from wsss_rt.errors import UsageError, WsssError, nearest
+
+#: Values of the environment variable ``WSSS_RT_KERNELS``.
+MODES = ("auto", "triton", "reference")
+VARIABLE = "WSSS_RT_KERNELS"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+#: The widest head a kernel holds in one tile.
+MAX_HEAD_DIM = 128
+
+# found without importing it, once: neither belongs into a traced graph
+_INSTALLED = importlib.util.find_spec("triton") is not None
+_ran: dict[str, str] = {}
+_override: str | None = None
+
+
+class KernelUnavailableError(WsssError):
+    """Kernels are forced, and one cannot run."""
+
+    default_code = "kernel_unavailable"
+
+
+def kernel_mode() -> str:
+    """``auto``, ``triton`` or ``reference``.
+
+    Raises:
+        UsageError: the environment variable holds something else.
+    """
+    if _override is not None:
+        return _override
+    mode = os.environ.get(VARIABLE) or "auto"
+    if mode not in MODES:
+        raise UsageError(f"{VARIABLE} is {mode!r}", fix=nearest(mode, MODES))
+    return mode
+
+
+@contextmanager
+def use_kernels(mode: str) -> Iterator[None]:
+    """Use this mode for a while, whatever the environment says; for all threads of the process."""
+    global _override
+    if mode not in MODES:
+        raise UsageError(f"unknown kernels {mode!r}", fix=nearest(mode, MODES))
+    kept, _override = _override, mode
+    try:
+        yield
+    finally:
+        _override = kept
+
+
+def last_path(operator: str) -> str | None:
+    """What the operator ran when last called: ``reference``, or ``triton`` with its launches in brackets."""
+    return _ran.get(operator)
+
+
+def record(operator: str, path: str) -> None:
+    """Remember what an operator runs."""
+    _ran[operator] = path
+
+
+def choose_triton(operator: str, *tensors: Tensor, refusal: str | None = None) -> bool:
+    """Whether an operator's Triton kernel is to run on these tensors.
+
+    Args:
+        operator: its name, for the error.
+        tensors: all floating-point inputs that the kernel multiplies.
+        refusal: why the kernel cannot take this call, where the caller knows a reason.
+
+    Raises:
+        KernelUnavailableError: ``WSSS_RT_KERNELS=triton``, and it cannot run.
+        UsageError: the environment variable holds no mode.
+    """
+    mode = kernel_mode()
+    if mode == "reference" or (mode == "auto" and not _on_gpu(tensors[0])):
+        return False
+    why = refusal or _cannot(tensors)
+    if why is not None and mode == "triton":
+        raise KernelUnavailableError(
+            f"the Triton kernel of {operator} cannot run, and {VARIABLE}=triton asks for it",
+            why=why,
+            fix=f"{VARIABLE}=auto falls back to PyTorch",
+        )
+    return why is None
+
+
+def too_wide(queries: Tensor) -> str | None:
+    """Why heads (..., d) fit no tile, or None."""
+    width = queries.shape[-1]
+    return f"heads are {width} wide, more than {MAX_HEAD_DIM}" if width > MAX_HEAD_DIM else None
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd would record a call with these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs kernels: slowly, on the CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda and not interpreting()
+
+
+def _cannot(tensors: tuple[Tensor, ...]) -> str | None:
+    if not _INSTALLED:
+        return "triton is not installed"
+    if not tensors[0].is_cuda and not interpreting():
+        return f"the tensors are on the {tensors[0].device.type}, not on a GPU"
+    if any(tensor.dtype not in DTYPES for tensor in tensors):
+        return f"it takes float16, bfloat16 and float32, not {tensors[0].dtype}"
+    return None
