@@ -145,9 +145,9 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     *heads, selected = ctx.saved_tensors
     with torch.enable_grad():
-        leaves = [part.detach().requires_grad_() for part in heads]
-        again = reference.masked_reattention(*leaves, selected, scale=ctx.scale)
-        return *torch.autograd.grad(again, leaves, gradient), None, None
+        q, k, v = (part.detach().requires_grad_() for part in heads)
+        again = reference.masked_reattention(q, k, v, selected, scale=ctx.scale)
+        return *torch.autograd.grad(again, (q, k, v), gradient), None, None
 
 
 masked_reattention.register_autograd(_backward, setup_context=_remember)

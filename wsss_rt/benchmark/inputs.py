@@ -98,12 +98,10 @@ def batches(
     import numpy as np
 
     spec = replace(card.input, size_policy="native", max_pixels=size[0] * size[1])
-    rows = [
-        prepare_passes(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), spec, flip=False)[
-            0
-        ].images
-        for image in islice(images, min(len(images), _BATCHES * batch))
-    ]
+    rows = []
+    for image in islice(images, min(len(images), _BATCHES * batch)):
+        resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        rows.append(prepare_passes(resized, spec, flip=False)[0].images)
     count = max(1, min(_BATCHES, len(rows) // batch))
     return [
         np.concatenate([rows[(index * batch + place) % len(rows)] for place in range(batch)])

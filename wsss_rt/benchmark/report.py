@@ -147,6 +147,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; floating-point numbers to six digits."""
+        rows: list[ModelRow | PipelineRow] = [*self.model_rows, *self.pipeline_rows]
         fields = {
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
@@ -155,7 +156,7 @@ class Report:
             "copy_bytes_per_second": self.copy_rate,
             "engines": list(self.engines),
             "skipped": self.skipped,
-            "rows": [{"key": row.key, **asdict(row)} for row in (*self.model_rows, *self.pipeline_rows)],
+            "rows": [{"key": row.key, **asdict(row)} for row in rows],
             "machine": self.machine,
             "versions": self.versions,
         }
