@@ -25,7 +25,8 @@ def module_names(package: str, paths: list[str]) -> list[str]:
     for found in pkgutil.iter_modules(paths, package + "."):
         names.append(found.name)
         if found.ispkg:
-            spec = importlib.util.find_spec(found.name)
+            # the finder's own question: importlib's would import the packages above
+            spec = found.module_finder.find_spec(found.name)
             names += module_names(found.name, list(spec.submodule_search_locations or []))
     return names
 

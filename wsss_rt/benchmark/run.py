@@ -64,8 +64,8 @@ class Request:
     batches: tuple[int, ...] = (1,)
     sizes: tuple[tuple[int, int], ...] = ()
     scope: str = "both"
-    seconds: float = 3.0
-    limit: int = 16
+    seconds: float = 2.0
+    limit: int = 8
     refine: str = "none"
     tags: str | None = None
     device: str = "auto"

@@ -23,7 +23,7 @@ def bench(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Photographs. [default: generated scenes]")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Images of the pipeline.")] = 16,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Images of the pipeline.")] = 8,
     backend: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME,...", help="onnxruntime, openvino. [default: all that run here]"),
@@ -45,7 +45,7 @@ def bench(
     scope: Annotated[str, typer.Option(metavar="NAME", help="model, pipeline, both.")] = "both",
     seconds: Annotated[
         float, typer.Option(metavar="S", help="Steady state of each row; at least a few calls are made.")
-    ] = 3.0,
+    ] = 2.0,
     refine: Annotated[str, typer.Option(metavar="NAME", help="Of the pipeline: none, crf.")] = "none",
     tags: Annotated[
         str | None, typer.Option(metavar="FILE|DIR|folders", help="Of the pipeline. [default: predicted]")
