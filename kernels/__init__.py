@@ -1,6 +1,6 @@
 """Operators that keep attention out of memory: each a PyTorch reference, a Triton kernel, and a dispatcher.
 
-``WSSS_RT_KERNELS`` chooses: ``auto`` (the default: Triton for tensors on a GPU, else the reference),
+``WSSS_RT_KERNELS`` chooses: ``auto`` (the default: the reference, until a GPU has passed the kernels),
 ``triton`` (an error where it cannot run) or ``reference``. Triton is not imported before a kernel is to run.
 """
 
