@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.kernels.masked_reattention import masked_reattention, select_tokens
+from wsss_rt.kernels.masked_reattention import EPSILON, masked_reattention, select_tokens
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
@@ -49,6 +49,9 @@ class TokenRefinement(ViTLocalizer):
         img_size: side in pixels of the stored position grid.
         threshold: share of the attention that selected tokens may hold together, exclusive. Official runs use
             0.6 (CUB, 224 px), 0.65 (CUB, 384 px) and 0.95 (ILSVRC); the code's own 0.02 serves in none.
+        kept_tokens: select this many tokens, those of largest attention, in place of a share of the mass: the
+            official repository's baseline (``DeitPos``; 65 for CUB, 150 for ILSVRC), whose attention among
+            them and whose priorities are plain softmaxes. 0 selects by ``threshold``.
         stage: ``"joint"``, ``"tpsm"`` or ``"cam"``, see above.
         loss: ``"cross_entropy"``, official, for one tag per image (several share it equally); or
             ``"soft_margin"``, for images with several tags, after which sigmoids of scores are probabilities.
@@ -66,6 +69,7 @@ class TokenRefinement(ViTLocalizer):
         num_classes: int,
         img_size: int,
         threshold: float = 0.6,
+        kept_tokens: int = 0,
         stage: str = "joint",
         loss: str = "cross_entropy",
         smoothing: float = 0.0,
@@ -78,7 +82,10 @@ class TokenRefinement(ViTLocalizer):
         check_tag_loss(loss, smoothing=smoothing)
         if not threshold > 0:
             raise UsageError(f"threshold is {threshold}, but it is a share of attention above 0")
+        if kept_tokens < 0:
+            raise UsageError(f"kept_tokens is {kept_tokens}, but it is a number of tokens, or 0")
         self.threshold = threshold
+        self.kept_tokens = kept_tokens
         self.stage = stage
         self.loss = loss
         self.smoothing = smoothing
@@ -168,12 +175,18 @@ class TokenRefinement(ViTLocalizer):
         tokens = run_blocks(blocks[-2:-1], before_last_two, sums=seen)
         attention = torch.stack(seen.rows)
         mass = reattention.attention_mass(attention)
-        selected = select_tokens(mass, self.threshold)
+        by_count = self.kept_tokens > 0
+        selected = (
+            reattention.select_largest(mass, self.kept_tokens)
+            if by_count
+            else select_tokens(mass, self.threshold)
+        )
         class_token, patches = token_ops.split(tokens, 1)
-        mix = partial(masked_reattention, selected=selected, scale=float(self.score_layer.attn.scale))
+        attend = reattention.attend_selected if by_count else masked_reattention
+        mix = partial(attend, selected=selected, scale=float(self.score_layer.attn.scale))
         reattended = block_mixing(self.score_layer, patches, mix)
         scores = self.score_head(self.score_norm(reattended))[..., 0].float()
-        priorities = reattention.token_priorities(scores, selected)
+        priorities = reattention.token_priorities(scores, selected, epsilon=0.0 if by_count else EPSILON)
         # weighted are the tokens that entered the score layer, not those that left it
         fused = (priorities[..., None] * patches).sum(dim=1)
         pair = torch.cat((class_token, fused[:, None]), dim=1)
