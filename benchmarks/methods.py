@@ -1,6 +1,6 @@
 """Every localizer, and the papers' own ablations, on scenes with equal budget: maps, boxes, time.
 
-    python benchmarks/methods.py --work runs/methods [--seeds 2] [--images 20000] [--jobs 2] [--only NAME ...]
+    python benchmarks/methods.py --work runs/methods [--seeds 2] [--images 14000] [--jobs 2] [--only NAME ...]
 
 Each row is trained by `wsss-rt train METHOD --data scenes --recipe scenes-small` once per seed, --jobs at a
 time on one thread each, and measured on scenes that neither training nor validation has seen. Runs that are
@@ -216,7 +216,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=20000)
+    parser.add_argument("--images", type=int, default=14000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=1)
