@@ -140,7 +140,13 @@ def test_one_label_an_image_is_learned_by_a_softmax(smoothing: float) -> None:
 
 
 def test_official_defaults() -> None:
-    assert method_options("ts-cam") == {"layers_fused": 12, "loss": "soft_margin", "smoothing": 0.0}
+    assert method_options("ts-cam") == {
+        "layers_fused": 12,
+        "loss": "soft_margin",
+        "smoothing": 0.0,
+        "consistency": None,
+        "alpha": 100.0,
+    }
 
 
 @pytest.mark.parametrize(

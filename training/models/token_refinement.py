@@ -16,8 +16,9 @@ from wsss_rt.kernels.masked_reattention import EPSILON, masked_reattention, sele
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
-from wsss_rt.training.models.attention import block_forward, block_mixing, run_blocks
+from wsss_rt.training.models.attention import Observer, block_forward, block_mixing, run_blocks
 from wsss_rt.training.models.base import Localization, load_official
+from wsss_rt.training.models.consistency import check_consistency, mirrored_losses
 from wsss_rt.training.models.fusion import ClassRows, to_grid
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
 from wsss_rt.training.models.position import new_positions
@@ -56,6 +57,10 @@ class TokenRefinement(ViTLocalizer):
         loss: ``"cross_entropy"``, official, for one tag per image (several share it equally); or
             ``"soft_margin"``, for images with several tags, after which sigmoids of scores are probabilities.
         smoothing: label smoothing of the first stage's cross entropy, 0..1; 0.1 in the ILSVRC runs.
+        consistency: ``"acr"`` trains on the image and its mirror image, and their attention shall agree (see
+            ``consistency.py``); None, officially. Of all blocks but the last, whose
+            attention is not a map's; not for ``stage="cam"``, which trains none.
+        alpha: weight of that agreement.
 
     Extras keep their batch dimension, and ``cls_attn_layers`` (L, B, N) has the layers in front of it.
     """
@@ -73,8 +78,13 @@ class TokenRefinement(ViTLocalizer):
         stage: str = "joint",
         loss: str = "cross_entropy",
         smoothing: float = 0.0,
+        consistency: str | None = None,
+        alpha: float = 100.0,
     ) -> None:
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
+        self.consistency, self.alpha = check_consistency(consistency), alpha
+        if self.consistency is not None and stage == "cam":
+            raise UsageError("stage 'cam' trains no attention", fix="leave out consistency")
         if self.depth < 2:
             raise UsageError("token refinement needs a backbone of two blocks or more")
         if stage not in self.stages:
@@ -130,12 +140,16 @@ class TokenRefinement(ViTLocalizer):
                 embedded, grid, _ = self._embed(images)
                 tokens = run_blocks(list(self.blocks)[:-2], embedded)
             return {"cam": self._classify(average_pool(self.camfuse_block(tokens, grid)), targets)}
-        found = self._refine(images)
-        named = {"tpsm": self._classify(found.logits, targets, smoothing=self.smoothing)}
-        if self.stage == "joint":
-            cam = self.camfuse_block(found.before_last_two, found.grid)
-            named["cam"] = self._classify(average_pool(cam), targets)
-        return named
+
+        def of_view(view: Tensor, observe: Observer | None) -> tuple[dict[str, Tensor], tuple[int, int]]:
+            found = self._refine(view, observe)
+            named = {"tpsm": self._classify(found.logits, targets, smoothing=self.smoothing)}
+            if self.stage == "joint":
+                cam = self.camfuse_block(found.before_last_two, found.grid)
+                named["cam"] = self._classify(average_pool(cam), targets)
+            return named, found.grid
+
+        return mirrored_losses(of_view, images, consistency=self.consistency, alpha=self.alpha)
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
         found = self._refine(images)
@@ -168,11 +182,11 @@ class TokenRefinement(ViTLocalizer):
             )
         return super()._embed(images)
 
-    def _refine(self, images: Tensor) -> _Refinement:
+    def _refine(self, images: Tensor, observe: Observer | None = None) -> _Refinement:
         embedded, grid, _ = self._embed(images)
         blocks, seen = list(self.blocks), ClassRows()
-        before_last_two = run_blocks(blocks[:-2], embedded, sums=seen)
-        tokens = run_blocks(blocks[-2:-1], before_last_two, sums=seen)
+        before_last_two = run_blocks(blocks[:-2], embedded, sums=seen, observe=observe)
+        tokens = run_blocks(blocks[-2:-1], before_last_two, sums=seen, observe=observe)
         attention = torch.stack(seen.rows)
         mass = reattention.attention_mass(attention)
         by_count = self.kept_tokens > 0
