@@ -1,0 +1,121 @@
+"""The plan of an artifact for this GPU: the cached one, or one built, compared with float32 and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsss_rt.engines.compiled_cache import CompiledFile, Identity, compiled_folder, obtain
+from wsss_rt.engines.private_folder import PrivateFolder
+from wsss_rt.engines.tensorrt_profiles import Profile, default_profiles
+from wsss_rt.errors import UsageError, WsssError
+
+if TYPE_CHECKING:
+    from wsss_rt.engines.cuda import Gpu
+    from wsss_rt.model_card import ModelCard
+
+PRECISIONS = ("float16", "bfloat16", "float32")
+# what --precision auto tries, in this order, until one passes its parity check
+AUTO = ("float16", "float32")
+
+Tell = Callable[[str], None]
+# a plan's bytes to its parity, with ``passed`` and ``summary``
+Check = Callable[[bytes], Mapping[str, Any]]
+
+
+def identity(
+    card: ModelCard, gpu: Gpu, version: str, precision: str, profiles: tuple[Profile, ...] | None = None
+) -> Identity:
+    """What a plan is built from and for.
+
+    Args:
+        card: of the artifact.
+        gpu: that it is built on.
+        version: of TensorRT.
+        precision: one of :data:`PRECISIONS`.
+        profiles: by default those of :func:`default_profiles`.
+    """
+    shapes = {str(index): entry.as_dict() for index, entry in enumerate(profiles or default_profiles(card))}
+    return Identity(
+        artifact=card.weights_sha256,
+        kind="tensorrt",
+        library={"tensorrt": version},
+        device={"name": gpu.name, "compute_capability": gpu.compute_capability},
+        precision=precision,
+        shapes=shapes,
+    )
+
+
+def obtain_plan(
+    card: ModelCard,
+    artifact: bytes,
+    *,
+    gpu: Gpu,
+    precision: str,
+    tell: Tell,
+    check: Check | None,
+    profiles: tuple[Profile, ...] | None = None,
+) -> CompiledFile:
+    """The plan for this GPU and this TensorRT, built if there is none.
+
+    Args:
+        card: of the artifact.
+        artifact: its bytes, whose seal was checked.
+        gpu: to build for.
+        precision: one of :data:`PRECISIONS`.
+        tell: gets a line for whatever the user should know.
+        check: of a plan that was just built.
+        profiles: by default those of :func:`default_profiles`.
+
+    Raises:
+        UsageError: TensorRT, or the packages that a build needs, are missing.
+        WsssError: the build fails; code ``parity_failed`` where the check does not pass.
+    """
+    from wsss_rt.engines.tensorrt_library import library
+
+    trt = library()
+    version = str(trt.__version__)
+    chosen = profiles or default_profiles(card)
+
+    def build(path: Path) -> None:
+        try:
+            from wsss_rt.export.tensorrt import build_plan
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"building a TensorRT plan needs {error.name}, which is not installed",
+                fix="pip install 'wsss-rt[tensorrt]'",
+                code="missing_extra",
+            ) from error
+        name = f"timing-{version}-{gpu.name.replace(' ', '_').replace('/', '_')}.cache"
+        with gpu.active():
+            plan = build_plan(
+                artifact,
+                precision=precision,
+                profiles=chosen,
+                free_memory=gpu.free_memory(),
+                timing_cache=_read(name),
+                tell=tell,
+            )
+        _write(name, plan.timing_cache)
+        path.write_bytes(plan.data)
+
+    return obtain(identity(card, gpu, version, precision, chosen), build, check=check, tell=tell)
+
+
+def _read(name: str) -> bytes:
+    try:
+        with PrivateFolder(compiled_folder()) as folder:
+            return folder.read(name) or b""
+    except WsssError:
+        # what kernels took is measured again; obtain() says what is wrong with the folder
+        return b""
+
+
+def _write(name: str, data: bytes) -> None:
+    try:
+        with PrivateFolder(compiled_folder()) as folder:
+            folder.write(name, data)
+    except WsssError:
+        # as above: it costs the next build some minutes and nothing else
+        return
