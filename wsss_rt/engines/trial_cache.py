@@ -6,13 +6,13 @@ import hashlib
 import json
 import math
 import os
-import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss_rt import __version__
+from wsss_rt.engines.processor import processor_name
 from wsss_rt.errors import WsssError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def cache_key(
         "wsss_rt": __version__,
         "model": card.weights_sha256,
         "libraries": {name: _version(name) for name in _PACKAGES},
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": threads,
         "device": device,
         "precision": precision,
@@ -92,14 +92,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return f"{platform.machine()} {line.split(':', 1)[1].strip()}"
-    except OSError:
-        # no /proc: the platform's own word has to do
-        pass
-    return f"{platform.machine()} {platform.processor()}"
