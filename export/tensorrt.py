@@ -119,9 +119,7 @@ def _add_profiles(builder: Any, config: Any, name: str, profiles: Sequence[Profi
             raise _refused(f"TensorRT refuses the profile {entry.as_dict()}", [], log)
 
 
-def _attach_timing_cache(
-    config: Any, data: bytes, tell: Callable[[str], None] | None, log: Any
-) -> None:
+def _attach_timing_cache(config: Any, data: bytes, tell: Callable[[str], None] | None, log: Any) -> None:
     for content in (data, b"") if data else (b"",):
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):

@@ -27,7 +27,7 @@ CLASSES = (
 )  # fmt: skip
 ENUMS = (
     "BuilderFlag", "DataType", "ExecutionContextAllocationStrategy", "MemoryPoolType", "NetworkDefinitionCreationFlag",
-    "TensorIOMode",
+    "PreviewFeature", "TensorIOMode",
 )  # fmt: skip
 _SYMBOLS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
@@ -49,8 +49,8 @@ def stand_in(folder: Path, major: int) -> None:
 
 
 def signatures_of(module: ModuleType) -> dict[str, Any]:
-    """Per class its methods (overloads, each a list of parameters: name, whether it may be left out), and
-    attributes; per enumeration its members. Classes that the module lacks are left out.
+    """Per class its methods, each with its overloads as ``"name, name="`` where an ending ``=`` says that a
+    parameter may be left out, and its attributes; per enumeration its members. What the module lacks is left out.
     """
     classes = {name: _class(getattr(module, name)) for name in CLASSES if hasattr(module, name)}
     enums = {name: sorted(getattr(module, name).__members__) for name in ENUMS if hasattr(module, name)}
@@ -59,10 +59,14 @@ def signatures_of(module: ModuleType) -> dict[str, Any]:
 
 
 def _class(found: type) -> dict[str, Any]:
-    methods: dict[str, list[list[tuple[str, bool]]]] = {}
+    methods: dict[str, list[str]] = {}
     attributes = []
     for name in dir(found):
-        if name.startswith("_") and name not in ("__init__", "__getitem__", "__len__"):
+        if (
+            (name.startswith("_") and name != "__init__")
+            or name.startswith("add_")
+            and "Network" in found.__name__
+        ):
             continue
         value = getattr(found, name)
         if callable(value) and not isinstance(value, type):
@@ -73,19 +77,19 @@ def _class(found: type) -> dict[str, Any]:
     return {"methods": methods, "attributes": attributes}
 
 
-def _overloads(text: str) -> list[list[tuple[str, bool]]]:
+def _overloads(text: str) -> list[str]:
     found = []
     for line in text.splitlines():
         match = _SIGNATURE.match(line)
         if match is None or match[2] == "*args, **kwargs":
             continue
-        found.append([_parameter(part) for part in _split(match[2])])
+        # without self
+        found.append(", ".join(_parameter(part) for part in _split(match[2])[1:]))
     return found
 
 
-def _parameter(text: str) -> tuple[str, bool]:
-    name = text.split(":")[0].split("=")[0].strip()
-    return name, "=" in text
+def _parameter(text: str) -> str:
+    return text.split(":")[0].split("=")[0].strip() + ("=" if "=" in text else "")
 
 
 def _split(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wsss_rt.engines.batch_limit import BatchLimit
 from wsss_rt.engines.cuda import Gpu

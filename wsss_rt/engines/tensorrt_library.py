@@ -86,7 +86,9 @@ def load_plan(trt: Any, log: Any, plan: bytes) -> tuple[Any, Any]:
     if engine is None:
         raise WsssError(
             f"TensorRT {trt.__version__} cannot load the plan",
-            why=log.words("it says nothing; a plan runs in the version and on the GPU model it was built for"),
+            why=log.words(
+                "it says nothing; a plan runs in the version and on the GPU model it was built for"
+            ),
             fix="delete it and build it anew here",
             code="engine_load",
         )

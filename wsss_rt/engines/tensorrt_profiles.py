@@ -35,7 +35,9 @@ class Profile:
     max: Shape
 
     def __post_init__(self) -> None:
-        if not all(low <= middle <= high for low, middle, high in zip(self.min, self.opt, self.max, strict=True)):
+        if not all(
+            low <= middle <= high for low, middle, high in zip(self.min, self.opt, self.max, strict=True)
+        ):
             raise ValueError(f"{self.min}, {self.opt}, {self.max} do not rise")
 
     def holds(self, height: int, width: int) -> bool:
