@@ -1,8 +1,9 @@
 """What an artifact says of itself, and the seal that shows that nobody changed a byte of it.
 
-An artifact is one ONNX file, or a zip of compiled code (:mod:`wsss_rt.model_package`). The card is JSON under the metadata key ``wsss_rt``; the SHA-256 of everything
+An artifact is one ONNX file. The card is JSON under the metadata key ``wsss_rt``; the SHA-256 of everything
 before the seal stands under ``wsss_rt_sha256``, as the last entry of the file. ONNX is protobuf, where fields
-may be appended, so sealing and checking need no protobuf library and no second file.
+may be appended, so sealing and checking need no protobuf library and no second file. The other form, a zip of
+code compiled from the same model, is read by :mod:`wsss_rt.model_package`.
 """
 
 from __future__ import annotations
@@ -217,6 +218,11 @@ def seal(model: bytes, card: ModelCard) -> bytes:
     return body + _metadata_field(SEAL_KEY, hashlib.sha256(body).hexdigest())
 
 
+def is_package(data: bytes) -> bool:
+    """Whether these are the bytes of compiled code in a zip, and not of an ONNX file."""
+    return data.startswith(_ZIP)
+
+
 def read_card(path: Path) -> ModelCard:
     """Check an artifact's seal and read its card.
 
@@ -241,7 +247,7 @@ def read_artifact(path: Path) -> tuple[ModelCard, bytes]:
             fix="see `wsss-rt models` for what is installed",
             code="model_unreadable",
         ) from error
-    if data.startswith(_ZIP):
+    if is_package(data):
         from wsss_rt.model_package import read_package
 
         return read_package(data, str(path))[0], data

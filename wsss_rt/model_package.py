@@ -18,13 +18,19 @@ from typing import Any
 from wsss_rt.errors import WsssError
 from wsss_rt.model_card import ModelCard
 
-MAGIC = b"PK\x03\x04"
 MEMBER = "extra/wsss_rt.json"
 _SEAL = b"wsss_rt_sha256="
 _SEAL_LENGTH = len(_SEAL) + 64
 # what the loader reads, below the archive's own folder; programs, weights and constants would be unpickled
 _KEPT_FOLDERS = ("data/aotinductor/",)
-_KEPT_FILES = ("archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id", MEMBER)
+_KEPT_FILES = (
+    "archive_format",
+    "archive_version",
+    "byteorder",
+    ".data/version",
+    ".data/serialization_id",
+    MEMBER,
+)
 _MEMBER_LIMIT = 64 << 20
 
 
@@ -41,6 +47,7 @@ class BuiltFor:
         compute_capability: of a GPU, e.g. ``9.0``.
         precision: what it computes in.
         kernels: whether Triton kernels of this project are inside.
+        weights: SHA-256 of the float32 weights that it was compiled from.
     """
 
     device: str
@@ -51,6 +58,7 @@ class BuiltFor:
     compute_capability: str = ""
     precision: str = "float32"
     kernels: bool = False
+    weights: str = ""
 
 
 def seal_package(package: bytes, card: ModelCard, built_for: BuiltFor) -> bytes:

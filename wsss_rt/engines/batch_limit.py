@@ -11,7 +11,7 @@ Output = TypeVar("Output")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is the error that :func:`wsss_rt.engines.runtime.engine_error` makes of exhausted memory."""
+    """Whether this is what :func:`wsss_rt.engines.runtime.engine_error` makes of exhausted memory."""
     return isinstance(error, ImageError) and error.code == ImageErrorCode.OUT_OF_MEMORY.value
 
 
@@ -37,7 +37,7 @@ class BatchLimit:
 
         Args:
             images: (B, 3, H, W), an array or tensor that can be sliced.
-            run_batch: runs a part of it; raises :class:`ImageError` ``out_of_memory`` where that is too large.
+            run_batch: runs a part; raises :class:`ImageError` ``out_of_memory`` where that is too large.
 
         Raises:
             ImageError: ``out_of_memory``, where a single image is too large.

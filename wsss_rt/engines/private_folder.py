@@ -144,6 +144,31 @@ class PrivateFolder:
             os.close(descriptor)
 
 
+def refuse_unsafe_code(path: Path) -> None:
+    """Refuse compiled code that somebody else could have put there: code runs with this user's rights.
+
+    Files of this user's or of root's are taken, in folders of theirs; in one that everybody may write to
+    (``/tmp``) only where nobody can replace them.
+
+    Raises:
+        UnsafeFolder: the file or its folder is another user's, or everybody may write to it.
+    """
+    for name in (path, path.resolve().parent):
+        status = os.stat(name)
+        if status.st_uid not in (os.geteuid(), 0):
+            why = f"{printable(name)} belongs to the user with the number {status.st_uid}"
+        elif status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+            why = f"everybody can write to {printable(name)} (mode {stat.S_IMODE(status.st_mode):04o})"
+        else:
+            continue
+        raise UnsafeFolder(
+            f"{printable(path)} holds compiled code, and is not loaded",
+            why=f"{why}, and could have put any code there",
+            fix="copy it from a source that you trust to a folder of your own",
+            code="unsafe_package",
+        )
+
+
 def _wait(descriptor: int, seconds: float, waiting: Callable[[str], None]) -> bool:
     deadline: float | None = None
     while True:

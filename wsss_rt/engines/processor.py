@@ -37,6 +37,17 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
+@cache
+def gpu_names() -> tuple[str, ...]:
+    """Of NVIDIA's GPUs, as the driver tells them without any library, e.g. ``NVIDIA H200``."""
+    names = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("Model:"):
+                names.append(line.partition(":")[2].strip())
+    return tuple(names)
+
+
 def lacking_instructions(wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the instruction sets, in torch's names, that this processor has not; unknown names among them.
 

@@ -136,6 +136,9 @@ class LibraryEngine(ABC):
         self.card = card
         self.choice: dict[str, Any] = {}
         self._threads = threads or default_threads()
+        if card.precision == "int8":
+            # the artifact itself says what is computed in eight bits
+            self.precision = "int8"
         self._limit: BatchLimit | None = None
         self._loaded: Any = None
 
