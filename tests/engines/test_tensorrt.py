@@ -15,6 +15,7 @@ import pytest
 
 from tests.engines.fake_cuda import NAME, FakeCuda
 from tests.engines.fake_tensorrt import VERSIONS, install
+from tests.label_models import write_color_model
 from wsss_rt.assets import embedded_models
 from wsss_rt.engines.cuda import Gpu, GpuUnavailable
 from wsss_rt.engines.onnxruntime import OnnxRuntimeEngine
@@ -49,7 +50,12 @@ def trt11(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope="module")
-def artifact() -> tuple[ModelCard, bytes]:
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelCard, bytes]:
+    return read_artifact(write_color_model(tmp_path_factory.mktemp("model") / "color.onnx"))
+
+
+@pytest.fixture(scope="module")
+def transformer() -> tuple[ModelCard, bytes]:
     (path,) = embedded_models().values()
     return read_artifact(path)
 
@@ -82,8 +88,9 @@ def agree(got: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], precision
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_plan_gives_what_the_model_gives(trt: Any, artifact: Any, expected: Any, precision: str) -> None:
-    engine = opened(artifact, precision=precision)
+def test_a_plan_gives_what_the_model_gives(trt: Any, transformer: Any, precision: str) -> None:
+    engine = opened(transformer, precision=precision)
+    expected = OnnxRuntimeEngine(*transformer).run
     # one image, a pair, a batch beyond the largest profile, another bucket, and sizes that return
     for batch, height, width in (
         (1, 64, 64),
@@ -126,11 +133,11 @@ def test_a_timing_cache_is_used_again_and_a_strange_one_left_aside(trt: Any, art
 
 
 def test_a_parser_that_refuses_names_the_node(
-    trt11: Any, artifact: Any, monkeypatch: pytest.MonkeyPatch
+    trt11: Any, transformer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsss_rt.export.typed_graph._count_in_integers", lambda graph: None)
     with pytest.raises(WsssError, match="cannot read the graph. Range .*float inputs must be init"):
-        plan_of(artifact[1])
+        plan_of(transformer[1])
 
 
 def test_repeated_shapes_run_as_cuda_graphs_and_new_ones_do_not(

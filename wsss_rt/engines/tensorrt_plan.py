@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsss_rt.engines import first_use
 from wsss_rt.engines.compiled_cache import CompiledFile, Identity, compiled_folder, obtain
 from wsss_rt.engines.private_folder import PrivateFolder
 from wsss_rt.engines.tensorrt_profiles import Profile, default_profiles
 from wsss_rt.errors import UsageError, WsssError
 
 if TYPE_CHECKING:
+    from wsss_rt.engines.base import Engine
     from wsss_rt.engines.cuda import Gpu
+    from wsss_rt.engines.tensorrt import TensorRtEngine
+    from wsss_rt.gate_images import GateImages
     from wsss_rt.model_card import ModelCard
 
 PRECISIONS = ("float16", "bfloat16", "float32")
@@ -22,6 +26,99 @@ AUTO = ("float16", "float32")
 Tell = Callable[[str], None]
 # a plan's bytes to its parity, with ``passed`` and ``summary``
 Check = Callable[[bytes], Mapping[str, Any]]
+
+
+def open_planned(
+    card: ModelCard,
+    artifact: bytes,
+    *,
+    precision: str,
+    reference: Callable[[], Engine],
+    images: Callable[[], GateImages],
+    tell: Tell,
+    profiles: tuple[Profile, ...] | None = None,
+) -> TensorRtEngine:
+    """The engine of an artifact on this GPU; builds its plan if there is none.
+
+    A plan is held against float32 ONNX Runtime when it was built, whoever asks for it: it stays in the cache for
+    those who do not compare.
+
+    Args:
+        card: of the artifact.
+        artifact: its bytes, whose seal was checked.
+        precision: one of :data:`PRECISIONS`, or ``auto``: the first of :data:`AUTO` that passes.
+        reference: opens float32 ONNX Runtime; only called where a plan was built.
+        images: to compare on; likewise.
+        tell: gets a line for whatever the user should know.
+        profiles: by default those of :func:`default_profiles`.
+
+    Raises:
+        UsageError: no GPU, no pycuda, no TensorRT; or a quantised artifact.
+        WsssError: the build fails; code ``parity_failed`` where no precision passes.
+    """
+    from wsss_rt.engines.cuda import Gpu
+
+    if card.precision == "int8":
+        raise UsageError(
+            "TensorRT plans are built from models in float32, and this one is quantised",
+            fix="give the model that it was quantised from, with --precision float16",
+        )
+    gpu = Gpu()
+    asked = AUTO if precision == "auto" else (precision,)
+    for index, name in enumerate(asked):
+        try:
+            return _open_in(card, artifact, gpu, name, reference, images, tell, profiles)
+        except WsssError as error:
+            if error.code != "parity_failed" or index + 1 == len(asked):
+                raise
+            tell(f"{error.what}; {asked[index + 1]} instead")
+    raise AssertionError("no precision was asked for")
+
+
+def _open_in(
+    card: ModelCard,
+    artifact: bytes,
+    gpu: Gpu,
+    precision: str,
+    reference: Callable[[], Engine],
+    images: Callable[[], GateImages],
+    tell: Tell,
+    profiles: tuple[Profile, ...] | None,
+) -> TensorRtEngine:
+    from wsss_rt.engines.tensorrt import TensorRtEngine
+
+    def check(plan: bytes) -> Mapping[str, Any]:
+        engine, exact = TensorRtEngine(card, plan, precision=precision, gpu=gpu), reference()
+        try:
+            return first_use.parity_result(first_use.compare_engines(exact, engine, images()))
+        finally:
+            exact.close()
+            engine.close()
+
+    def obtain_it() -> CompiledFile:
+        return obtain_plan(
+            card, artifact, gpu=gpu, precision=precision, tell=tell, check=check, profiles=profiles
+        )
+
+    found = obtain_it()
+    try:
+        engine = TensorRtEngine(card, found.data, precision=precision, gpu=gpu)
+    except WsssError as error:
+        if error.code != "engine_load" or found.built or found.path is None:
+            raise
+        # it was built by this version for this GPU, and something that nobody records has changed
+        tell(f"the cached plan is built anew: {error}")
+        found.path.unlink(missing_ok=True)
+        found = obtain_it()
+        engine = TensorRtEngine(card, found.data, precision=precision, gpu=gpu)
+    engine.choice["parity"] = dict(found.parity)
+    engine.choice["plan"] = {
+        "file": None if found.path is None else str(found.path),
+        "built": found.built,
+        "gpu": gpu.name,
+        "library": found.sidecar["identity"]["library"],
+    }
+    return engine
 
 
 def identity(
