@@ -1,10 +1,10 @@
 """An artifact to a TensorRT plan, for the GPU that it is built on.
 
-Written against the API of TensorRT 10 and 11 as documented in
-https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/_static/python-api/infer/Core/Builder.html, BuilderConfig.html,
-OptimizationProfile.html and https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/_static/python-api/parsers/Onnx/pyOnnx.html.
-Version 11 types networks strongly and has no flags for precision; version 10 is asked to do the same, so that
-both run the graph that :mod:`wsss_rt.export.typed_graph` made, and nothing else decides what is computed in what.
+Written against the API of TensorRT 10 and 11 as documented below
+https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/_static/python-api/ (``infer/Core/Builder.html``,
+``BuilderConfig.html``, ``OptimizationProfile.html``; ``parsers/Onnx/pyOnnx.html``). Version 11 types networks
+strongly and has no flags for precision; version 10 is asked to do the same, so that both run the graph that
+:mod:`wsss_rt.export.typed_graph` made, and nothing else decides what is computed in what.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def build_plan(
     if hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
         # memory of a context then follows the shapes that run, and not the largest of all profiles
         config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
-    _add_profiles(builder, config, network.get_input(0).name, profiles, log)
+    _add_profiles(builder, config, network.get_input(0), profiles, log)
     _attach_timing_cache(config, timing_cache, tell, log)
     memory = builder.build_serialized_network(network, config)
     if memory is None:
@@ -108,11 +108,13 @@ def _network_flags(trt: Any) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def _add_profiles(builder: Any, config: Any, name: str, profiles: Sequence[Profile], log: Any) -> None:
-    for entry in profiles:
+def _add_profiles(builder: Any, config: Any, tensor: Any, profiles: Sequence[Profile], log: Any) -> None:
+    shape = tuple(tensor.shape)
+    for wanted in profiles:
+        entry = wanted.within(shape)
         profile = builder.create_optimization_profile()
         try:
-            profile.set_shape(name, entry.min, entry.opt, entry.max)
+            profile.set_shape(tensor.name, entry.min, entry.opt, entry.max)
         except ValueError as error:
             raise _refused(f"TensorRT refuses the profile {entry.as_dict()}", [str(error)], log) from error
         if config.add_optimization_profile(profile) < 0:

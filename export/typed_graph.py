@@ -1,18 +1,18 @@
 """A float32 graph made fit for TensorRT's parser, which says itself what runs in float16 or bfloat16.
 
-TensorRT 11 has no builder flags for precision any more: a network is strongly typed, and computes each layer in
-the types of its tensors (https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/api/migration/tensorrt-10x-to-11x.html,
-"Strongly Typed Networks Are Now Required"); TensorRT 10 does the same where it is asked to. So the types are set
-here, once for both.
+TensorRT 11 has no builder flags for precision any more: a network is strongly typed, and computes each layer
+in the types of its tensors ("Strongly Typed Networks Are Now Required" in
+https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/api/migration/tensorrt-10x-to-11x.html). TensorRT 10 does
+the same where it is asked to. So the types are set here, once for both.
 
 What turns to half precision is what leads into a product with weights, from the image on: convolutions and
 matrix products, and the additions and moves between them. What stays in float32: normalisations, softmax and
-every other reduction or exponential; everything behind the last weights, which is the arithmetic of maps and scores;
-and all that depends on the image's size alone, such as the resized position embedding. Inputs and outputs of the
-graph stay float32 too.
+every other reduction or exponential; everything behind the last weights, which is the arithmetic of maps and
+scores; and all that depends on the image's size alone, such as the resized position embedding. Inputs and
+outputs of the graph stay float32 too.
 
-In every precision a ``Range`` over floats becomes one over integers: the parser takes floats only where they are
-constants (https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md).
+In every precision a ``Range`` over floats becomes one over integers: the parser takes floats only where they
+are constants (https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _unpack_stored_halves(graph: onnx.GraphProto) -> None:
 
 
 def _count_in_integers(graph: onnx.GraphProto) -> None:
-    """``Range`` over int64, then a Cast, where the end of a ``Range`` over floats was cast from an integer."""
+    """``Range`` over int64, then a Cast, where the end of one over floats was cast from an integer."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
     nodes: list[onnx.NodeProto] = []

@@ -1,8 +1,8 @@
 """CUDA without a GPU, for tests: what is enqueued runs when its stream is waited for, and not before.
 
-Stands where ``pycuda.driver`` and libcuda stand. It is strict where a GPU would be wrong in silence or die: no
-context on this thread, a copy from memory that is not pinned, freed memory, waiting or allocating while a graph
-is recorded.
+Stands where ``pycuda.driver`` and libcuda stand. It is strict where a GPU would be wrong in silence or die:
+no context on this thread, a copy from memory that is not pinned, freed memory, waiting or allocating while a
+graph is recorded.
 """
 
 from __future__ import annotations
@@ -125,6 +125,24 @@ def _driver(cuda: FakeCuda) -> ModuleType:
                 cuda.launches.append(kind)
                 work()
 
+    class Event:
+        def __init__(self) -> None:
+            self.at = -1
+
+        def record(self, stream: Stream) -> None:
+            def now() -> None:
+                self.at = len(cuda.launches)
+
+            cuda.enqueue(stream.handle, "event", now)
+            self._stream = stream
+
+        def synchronize(self) -> None:
+            self._stream.synchronize()
+
+        def time_till(self, other: Any) -> float:
+            assert other.at > self.at >= 0, "an event that did not happen yet"
+            return float(other.at - self.at)
+
     class Allocation:
         def __init__(self, size: int) -> None:
             cuda.check()
@@ -178,7 +196,8 @@ def _driver(cuda: FakeCuda) -> ModuleType:
         return cuda.capacity - sum(entry.nbytes for entry in cuda.heap.values()), cuda.capacity
 
     driver.Error, driver.MemoryError, driver.LogicError = Error, OutOfMemory, LogicError
-    driver.Context, driver.Device, driver.Stream, driver.mem_alloc = Context, Device, Stream, Allocation
+    driver.Context, driver.Device, driver.Stream, driver.Event = Context, Device, Stream, Event
+    driver.mem_alloc = Allocation
     for function in (pagelocked_empty, memcpy_htod_async, memcpy_dtoh_async, mem_get_info):
         setattr(driver, function.__name__, function)
     driver.init = lambda: None

@@ -1,7 +1,8 @@
 """TensorRT without TensorRT, for tests: ONNX Runtime computes, and the classes offer what the real ones do.
 
-Every class takes its methods, their parameters and its attributes from ``tensorrt_signatures.json``, which was read
-from the real bindings: a call that TensorRT would not understand fails here too, in the version that is played.
+Every class takes its methods, their parameters and its attributes from ``tensorrt_signatures.json``, which
+was read from the real bindings: a call that TensorRT would not understand fails here too, in the version that
+is played.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,11 +89,12 @@ def _checked(function: Callable[..., Any], overloads: list[str] | None, name: st
 def fake_tensorrt(cuda: FakeCuda, version: str) -> Any:
     """A module that stands for ``tensorrt`` of one of :data:`VERSIONS`.
 
-    Its ``dynamic_outputs`` makes plans whose outputs have no shape before they ran; ``fail_execute`` is the text
-    with which the next run is refused; ``built`` holds what each build was given.
+    Its ``dynamic_outputs`` makes plans whose outputs have no shape before they ran; ``fail_execute`` is the
+    text with which the next run is refused; ``built`` holds what each build was given.
     """
     known = SIGNATURES[f"tensorrt {version}"]
     trt: Any = ModuleType("tensorrt")
+    trt.__spec__ = ModuleSpec("tensorrt", None)
     trt.__version__, trt.dynamic_outputs, trt.fail_execute, trt.built = version, False, "", []
     for name, members in known["enums"].items():
         if "." not in name:
@@ -106,8 +109,14 @@ def fake_tensorrt(cuda: FakeCuda, version: str) -> Any:
 
     @strict(known, "ITensor", version)
     class ITensor:
-        def __init__(self, name: str) -> None:
-            self._name = name
+        def __init__(self, value: Any) -> None:
+            self._name = value.name
+            dims = value.type.tensor_type.shape.dim
+            self._dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
+
+        @property
+        def shape(self) -> tuple[int, ...]:
+            return tuple(self._dims)
 
         @property
         def name(self) -> str:
@@ -123,7 +132,7 @@ def fake_tensorrt(cuda: FakeCuda, version: str) -> Any:
             return len(onnx.load_model_from_string(self._model).graph.input)
 
         def get_input(self, index: int) -> ITensor:
-            return ITensor(onnx.load_model_from_string(self._model).graph.input[index].name)
+            return ITensor(onnx.load_model_from_string(self._model).graph.input[index])
 
     @strict(known, "ITimingCache", version)
     class ITimingCache:
@@ -197,6 +206,9 @@ def fake_tensorrt(cuda: FakeCuda, version: str) -> Any:
 
         def build_serialized_network(self, network: Any, config: Any) -> Any:
             assert config._cache is not None and config._profiles
+            for shapes in config._profiles:
+                for sides, fixed in zip(zip(*shapes, strict=True), network.get_input(0).shape, strict=True):
+                    assert fixed < 0 or set(sides) == {fixed}, "a profile beside the graph's fixed sides"
             model = onnx.load_model_from_string(network._model)
             types = {tensor.data_type for tensor in model.graph.initializer}
             if onnx.TensorProto.FLOAT16 in types and trt.fail_execute == "no half":

@@ -1,10 +1,12 @@
 """What TensorRT's Python classes offer, read from the real ones, so that fakes in tests can be as strict.
 
-    python -m tests.engines.tensorrt_signatures tensorrt_signatures.json tensorrt_bindings [tensorrt_lean_bindings]
+    python -m tests.engines.tensorrt_signatures FILE.json tensorrt_bindings
 
-adds the classes of the named modules to the JSON file. The wheels ``tensorrt_cu13_bindings`` and
-``tensorrt_cu12_bindings`` (1 MB each, from PyPI) hold the whole API without the library behind it. They import
-where something gives their loader the library's ten C functions; :func:`stand_in` compiles it. Nothing of it runs.
+adds the classes of a module to the JSON file. The wheels ``tensorrt_cu13_bindings`` and
+``tensorrt_cu12_bindings`` (1 MB each, from PyPI) hold the whole API without the library behind it. They
+import where something gives their loader the library's C functions; :func:`stand_in` compiles it, and nothing
+of it runs.
+``tensorrt_lean_bindings`` imports with its own library beside it, and holds the runtime's half of the API.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from typing import Any
 FILE = Path(__file__).with_name("tensorrt_signatures.json")
 # what wsss-rt uses; Logger and IOutputAllocator are also derived from
 CLASSES = (
-    "Builder", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "IHostMemory", "ILogger", "INetworkDefinition",
-    "IOptimizationProfile", "IOutputAllocator", "ITensor", "ITimingCache", "OnnxParser", "ParserError", "Runtime",
+    "Builder", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "IHostMemory", "ILogger",
+    "INetworkDefinition", "IOptimizationProfile", "IOutputAllocator", "ITensor", "ITimingCache", "OnnxParser",
+    "ParserError", "Runtime",
 )  # fmt: skip
 ENUMS = (
-    "BuilderFlag", "DataType", "ExecutionContextAllocationStrategy", "MemoryPoolType", "NetworkDefinitionCreationFlag",
-    "PreviewFeature", "TensorIOMode",
+    "BuilderFlag", "DataType", "ExecutionContextAllocationStrategy", "MemoryPoolType",
+    "NetworkDefinitionCreationFlag", "PreviewFeature", "TensorIOMode",
 )  # fmt: skip
 _SYMBOLS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
@@ -38,7 +41,7 @@ _SIGNATURE = re.compile(r"^(?:\d+\. )?(\w+)\((.*)\)(?: -> .*)?$")
 
 
 def stand_in(folder: Path, major: int) -> None:
-    """Compile and load libraries that the bindings' loader takes for TensorRT's; every function returns null."""
+    """Compile and load libraries that the bindings' loader takes for TensorRT's; functions return null."""
     source = folder / "stand_in.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in _SYMBOLS))
     for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
@@ -50,7 +53,7 @@ def stand_in(folder: Path, major: int) -> None:
 
 def signatures_of(module: ModuleType) -> dict[str, Any]:
     """Per class its methods, each with its overloads as ``"name, name="`` where an ending ``=`` says that a
-    parameter may be left out, and its attributes; per enumeration its members. What the module lacks is left out.
+    parameter may be left out, and its attributes; per enumeration its members.
     """
     classes = {name: _class(getattr(module, name)) for name in CLASSES if hasattr(module, name)}
     enums = {name: sorted(getattr(module, name).__members__) for name in ENUMS if hasattr(module, name)}

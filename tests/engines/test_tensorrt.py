@@ -15,16 +15,17 @@ import pytest
 
 from tests.engines.fake_cuda import NAME, FakeCuda
 from tests.engines.fake_tensorrt import VERSIONS, install
-from tests.label_models import write_color_model
+from tests.label_models import color_card, write_color_model
 from wsss_rt.assets import embedded_models
 from wsss_rt.engines.cuda import Gpu, GpuUnavailable
 from wsss_rt.engines.onnxruntime import OnnxRuntimeEngine
 from wsss_rt.engines.tensorrt import TensorRtEngine
-from wsss_rt.engines.tensorrt_plan import identity, obtain_plan
-from wsss_rt.engines.tensorrt_profiles import Profile
+from wsss_rt.engines.tensorrt_plan import identity, obtain_plan, open_planned
+from wsss_rt.engines.tensorrt_profiles import Profile, choose, default_profiles
 from wsss_rt.errors import ImageError, UsageError, WsssError
 from wsss_rt.export.tensorrt import Plan, build_plan
-from wsss_rt.model_card import ModelCard, read_artifact
+from wsss_rt.gate_images import gate_images
+from wsss_rt.model_card import InputSpec, ModelCard, read_artifact
 from wsss_rt.parity import LIMITS
 
 PROFILES = (
@@ -369,7 +370,7 @@ def test_an_unknown_tensorrt_is_refused(trt11: Any, artifact: Any) -> None:
 
 def test_the_runtime_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:
     code = (
-        "import sys, wsss_rt.engines.tensorrt, wsss_rt.engines.tensorrt_plan, wsss_rt.engines.tensorrt_profiles\n"
+        "import sys, wsss_rt.engines.tensorrt, wsss_rt.engines.tensorrt_plan\n"
         "bad = {'torch', 'onnx', 'pycuda', 'tensorrt'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
@@ -381,3 +382,145 @@ def test_the_runtime_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def planned(artifact: Any, said: list[str], **options: Any) -> TensorRtEngine:
+    card, data = artifact
+    return open_planned(
+        card,
+        data,
+        reference=lambda: OnnxRuntimeEngine(card, data),
+        images=lambda: gate_images(None),
+        tell=said.append,
+        **{"precision": "auto", **options},
+    )
+
+
+def test_the_engine_is_half_precision_if_that_passes(trt11: Any, artifact: Any) -> None:
+    said: list[str] = []
+    engine = planned(artifact, said)
+    assert engine.precision == "float16" and len(said) == 1
+    assert engine.choice["parity"]["passed"] and engine.choice["parity"]["against"] == "float32 ONNX Runtime"
+    assert engine.choice["plan"]["built"] and Path(engine.choice["plan"]["file"]).is_file()
+    again = planned(artifact, said)
+    assert not again.choice["plan"]["built"] and again.choice["parity"] == engine.choice["parity"]
+    assert len(said) == 1 and len(trt11.built) == 1
+    # one that nobody compares is no substitute for one that passed
+    unchecked = planned(artifact, said, gate=False)
+    assert unchecked.choice["plan"]["built"] and unchecked.choice["parity"] == "left to the caller"
+
+
+def test_half_precision_that_does_not_pass_is_told_and_left(
+    trt11: Any, artifact: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = trt11.Runtime.deserialize_cuda_engine
+
+    def drifting(self: Any, plan: bytes) -> Any:
+        engine = exact(self, plan)
+        run, half = engine._run, onnx_types(plan) & {10}
+        engine._run = lambda images: {
+            name: values * (1.5 if half else 1) for name, values in run(images).items()
+        }
+        return engine
+
+    def onnx_types(plan: bytes) -> set[int]:
+        import onnx
+
+        length = int.from_bytes(plan[8:12], "little")
+        return {
+            entry.data_type for entry in onnx.load_model_from_string(plan[12 + length :]).graph.initializer
+        }
+
+    monkeypatch.setattr(trt11.Runtime, "deserialize_cuda_engine", drifting)
+    said: list[str] = []
+    engine = planned(artifact, said)
+    assert engine.precision == "float32"
+    assert any("float16 does not do what the model does here; float32 instead" in line for line in said)
+    with pytest.raises(WsssError) as caught:
+        planned(artifact, said, precision="float16")
+    assert caught.value.code == "parity_failed" and "maps" in str(caught.value)
+
+
+def test_a_cached_plan_that_tensorrt_refuses_is_built_anew_once(
+    trt11: Any, artifact: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    planned(artifact, said).close()
+    exact, refusals = trt11.Runtime.deserialize_cuda_engine, iter([True])
+    monkeypatch.setattr(
+        trt11.Runtime,
+        "deserialize_cuda_engine",
+        lambda self, plan: None if next(refusals, False) else exact(self, plan),
+    )
+    engine = planned(artifact, said)
+    assert engine.choice["plan"]["built"] and any("is built anew" in line for line in said)
+    assert len(trt11.built) == 2
+
+
+def test_a_quantised_model_is_refused(trt11: Any, artifact: Any) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(UsageError, match="this one is quantised"):
+        planned((replace(artifact[0], precision="int8"), artifact[1]), [])
+
+
+def test_the_command_line_builds_and_then_labels(
+    trt11: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wsss_rt.cli.export_plan import as_text, export_plan
+    from wsss_rt.engines import open_engine
+
+    model = write_color_model(tmp_path / "color.onnx")
+    report = export_plan(model, precision="", images=None)
+    assert report["built"] and report["precision"] == "float16" and report["parity"]["passed"]
+    assert f"label ./images --model {model} --backend tensorrt" in as_text(report, model)
+    assert NAME in capsys.readouterr().err
+    engine = open_engine(model, backend="tensorrt")
+    assert not engine.choice["plan"]["built"] and engine.device == "cuda:0"
+    assert engine.choice["precision"] == "float16" and engine.choice["parity"]["passed"]
+    assert engine.infer(images(2, 64, 64)).maps.shape == (2, 3, 8, 8)
+
+
+def test_products_are_a_model_with_a_fixed_side(trt11: Any) -> None:
+    from wsss_rt.benchmark.product_model import ROWS, SIDE, product_model
+
+    data = product_model()
+    with Gpu().active():
+        plan = build_plan(
+            data,
+            precision="float32",
+            profiles=default_profiles(color_card(input=InputSpec(patch=1))),
+            free_memory=1 << 30,
+        )
+    engine = TensorRtEngine(color_card(), plan.data, precision="float32")
+    seconds = engine.time_device(np.zeros((1, 3, ROWS, SIDE), np.float32), 1)
+    assert len(seconds) == 1 and min(seconds) > 0
+
+
+class TestProfiles:
+    def test_a_pair_a_batch_and_a_large_image_each_find_theirs(self) -> None:
+        profiles = default_profiles(color_card())
+        pair, most = choose(profiles, 2, 224, 224)
+        assert profiles[pair].max[0] == 2 and profiles[pair].max[2] < 300 and most == 2
+        batch, most = choose(profiles, 20, 224, 224)
+        assert profiles[batch].max[0] >= 20 and most == 20
+        # more than any holds: in parts of the largest
+        assert choose(profiles, 500, 224, 224) == (batch, profiles[batch].max[0])
+        medium, _ = choose(profiles, 1, 375, 500)
+        assert 500 <= profiles[medium].max[3] < 1000
+        large, most = choose(profiles, 8, 1024, 1024)
+        assert profiles[large].max[2] >= 1024 and most == 2
+
+    def test_a_panorama_of_the_largest_area_fits(self) -> None:
+        profiles = default_profiles(color_card())
+        choose(profiles, 2, 1490, 700)
+        with pytest.raises(ImageError, match="its sides go from 8 to") as caught:
+            choose(profiles, 2, 5000, 200)
+        assert caught.value.code == "too_large"
+
+    def test_a_model_of_one_size_gets_that_size(self) -> None:
+        fixed = default_profiles(color_card(input=InputSpec(patch=8, size_policy="fixed", size=448)))
+        assert {entry.max[2:] for entry in fixed} == {(448, 448)} == {entry.min[2:] for entry in fixed}
+        windows = default_profiles(color_card(input=InputSpec(patch=8, window=512)))
+        assert {entry.max[2:] for entry in windows} == {(512, 512)}
+        choose(windows, 1, 100, 512)

@@ -90,6 +90,10 @@ class Gpu:
         """A new stream; its ``handle`` is what TensorRT takes."""
         return self._driver.Stream()
 
+    def event(self) -> Any:
+        """A new event, to time what runs between two of them."""
+        return self._driver.Event()
+
     def block(self) -> Block:
         """Memory on both sides that grows as needed."""
         return Block(self._driver)

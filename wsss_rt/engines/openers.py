@@ -87,6 +87,7 @@ def _open_tensorrt(request: Request) -> Engine:
         reference=request.reference,
         images=request.images,
         tell=request.tell,
+        gate=request.gate,
     )
 
 

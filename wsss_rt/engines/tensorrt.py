@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wsss_rt.engines.batch_limit import BatchLimit
 from wsss_rt.engines.cuda import Gpu
-from wsss_rt.engines.runtime import LibraryEngine
+from wsss_rt.engines.runtime import LibraryEngine, engine_error
 from wsss_rt.engines.tensorrt_lane import Lane, Tensors
 from wsss_rt.engines.tensorrt_library import library, load_plan, make_log
 from wsss_rt.engines.tensorrt_profiles import choose, profiles_of
@@ -94,6 +94,29 @@ class TensorRtEngine(LibraryEngine):
                 lane.close()
             self._lanes = []
             self._loaded = self._runtime = None
+
+    def time_device(self, images: NDArray[np.float32], repeat: int) -> list[float]:
+        """Seconds that the GPU takes for a batch, without copies to and from it; for benchmarks.
+
+        Args:
+            images: (B, 3, H, W) float32, no larger than the plan's largest batch.
+            repeat: how many runs.
+
+        Raises:
+            ImageError, WsssError: as :meth:`run`.
+        """
+        batch, _, height, width = images.shape
+        profile, most = choose(self._profiles, batch, height, width)
+        if batch > most:
+            raise ValueError(f"the plan runs at most {most} images of this size at once, not {batch}")
+        lane = self._idle.get()
+        try:
+            with self._gpu.active():
+                return lane.time_device(images, profile, repeat)
+        except (RuntimeError, MemoryError) as error:
+            raise engine_error(error, self.backend, images.shape) from error
+        finally:
+            self._idle.put(lane)
 
     def graphs_unused(self) -> str:
         """Why CUDA graphs are not used; empty while they are."""

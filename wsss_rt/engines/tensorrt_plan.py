@@ -36,12 +36,10 @@ def open_planned(
     reference: Callable[[], Engine],
     images: Callable[[], GateImages],
     tell: Tell,
+    gate: bool = True,
     profiles: tuple[Profile, ...] | None = None,
 ) -> TensorRtEngine:
     """The engine of an artifact on this GPU; builds its plan if there is none.
-
-    A plan is held against float32 ONNX Runtime when it was built, whoever asks for it: it stays in the cache for
-    those who do not compare.
 
     Args:
         card: of the artifact.
@@ -50,6 +48,8 @@ def open_planned(
         reference: opens float32 ONNX Runtime; only called where a plan was built.
         images: to compare on; likewise.
         tell: gets a line for whatever the user should know.
+        gate: whether a plan is held against float32 when it was built. One that was not is kept apart from
+            those that were.
         profiles: by default those of :func:`default_profiles`.
 
     Raises:
@@ -67,7 +67,7 @@ def open_planned(
     asked = AUTO if precision == "auto" else (precision,)
     for index, name in enumerate(asked):
         try:
-            return _open_in(card, artifact, gpu, name, reference, images, tell, profiles)
+            return _open_in(card, artifact, gpu, name, reference, images, tell, gate, profiles)
         except WsssError as error:
             if error.code != "parity_failed" or index + 1 == len(asked):
                 raise
@@ -83,6 +83,7 @@ def _open_in(
     reference: Callable[[], Engine],
     images: Callable[[], GateImages],
     tell: Tell,
+    gate: bool,
     profiles: tuple[Profile, ...] | None,
 ) -> TensorRtEngine:
     from wsss_rt.engines.tensorrt import TensorRtEngine
@@ -97,7 +98,13 @@ def _open_in(
 
     def obtain_it() -> CompiledFile:
         return obtain_plan(
-            card, artifact, gpu=gpu, precision=precision, tell=tell, check=check, profiles=profiles
+            card,
+            artifact,
+            gpu=gpu,
+            precision=precision,
+            tell=tell,
+            check=check if gate else None,
+            profiles=profiles,
         )
 
     found = obtain_it()
@@ -111,7 +118,7 @@ def _open_in(
         found.path.unlink(missing_ok=True)
         found = obtain_it()
         engine = TensorRtEngine(card, found.data, precision=precision, gpu=gpu)
-    engine.choice["parity"] = dict(found.parity)
+    engine.choice["parity"] = dict(found.parity) or "left to the caller"
     engine.choice["plan"] = {
         "file": None if found.path is None else str(found.path),
         "built": found.built,
@@ -122,7 +129,13 @@ def _open_in(
 
 
 def identity(
-    card: ModelCard, gpu: Gpu, version: str, precision: str, profiles: tuple[Profile, ...] | None = None
+    card: ModelCard,
+    gpu: Gpu,
+    version: str,
+    precision: str,
+    profiles: tuple[Profile, ...] | None = None,
+    *,
+    checked: bool = True,
 ) -> Identity:
     """What a plan is built from and for.
 
@@ -132,6 +145,7 @@ def identity(
         version: of TensorRT.
         precision: one of :data:`PRECISIONS`.
         profiles: by default those of :func:`default_profiles`.
+        checked: whether it is compared with float32 when it was built.
     """
     shapes = {str(index): entry.as_dict() for index, entry in enumerate(profiles or default_profiles(card))}
     return Identity(
@@ -141,6 +155,7 @@ def identity(
         device={"name": gpu.name, "compute_capability": gpu.compute_capability},
         precision=precision,
         shapes=shapes,
+        options={} if checked else {"parity": "left to the caller"},
     )
 
 
@@ -197,7 +212,8 @@ def obtain_plan(
         _write(name, plan.timing_cache)
         path.write_bytes(plan.data)
 
-    return obtain(identity(card, gpu, version, precision, chosen), build, check=check, tell=tell)
+    wanted = identity(card, gpu, version, precision, chosen, checked=check is not None)
+    return obtain(wanted, build, check=check, tell=tell)
 
 
 def _read(name: str) -> bytes:

@@ -44,6 +44,17 @@ class Profile:
         """Whether images of this size run in it, in batches of some size."""
         return self.min[2] <= height <= self.max[2] and self.min[3] <= width <= self.max[3]
 
+    def within(self, shape: Sequence[int]) -> Profile:
+        """The same with the sides that a graph's input has fixed; -1 is a free one."""
+
+        def fixed(sides: Shape) -> Shape:
+            batch, channels, height, width = (
+                own if given < 0 else int(given) for own, given in zip(sides, shape, strict=True)
+            )
+            return batch, channels, height, width
+
+        return Profile(fixed(self.min), fixed(self.opt), fixed(self.max))
+
     def as_dict(self) -> dict[str, list[int]]:
         """For JSON."""
         return {"min": list(self.min), "opt": list(self.opt), "max": list(self.max)}
