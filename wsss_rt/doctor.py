@@ -113,6 +113,7 @@ def collect() -> dict[str, Any]:
             "onnxruntime": _guarded(_providers),
             "openvino": _guarded(_openvino_devices),
             "tensorrt": _guarded(lambda: _tensorrt(packages)),
+            "aotinductor": _guarded(lambda: _aotinductor(packages)),
         },
         "codecs": _guarded(_codecs),
         "models": _guarded(_models),
@@ -244,6 +245,15 @@ def _tensorrt(packages: Mapping[str, Any]) -> dict[str, Any]:
     ):
         if packages[name]["state"] != "ok":
             lacks.append(f"{name} is missing: {fix}")
+    return {"ready": not lacks, "lacks": lacks}
+
+
+def _aotinductor(packages: Mapping[str, Any]) -> dict[str, Any]:
+    """What packages of compiled code lack here, to be run and to be built; nothing of it is imported."""
+    lacks = [] if packages["torch"]["state"] == "ok" else ["torch is missing: pip install 'torch>=2.11'"]
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        lacks.append(f"{compiler} is missing: apt-get install g++ (to build packages, not to run them)")
     return {"ready": not lacks, "lacks": lacks}
 
 

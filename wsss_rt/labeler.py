@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # on a CPU an image and its mirror image already fill the cores
 AUTO_BATCH = 1
+# a GPU is filled by several; batches shrink by themselves where its memory is small
+AUTO_BATCH_GPU = 8
 
 
 class Labeler:
@@ -150,7 +152,7 @@ class Labeler:
             sources,
             Stages(before=self._admit, middle=self._stages.infer, after=self._stages.finish),
             workers=self.options.threads or max(2, default_threads()),
-            batch=self.options.batch or AUTO_BATCH,
+            batch=self.options.batch or (AUTO_BATCH if self.engine.device == "cpu" else AUTO_BATCH_GPU),
             stop=stop,
         )
 
@@ -184,4 +186,5 @@ def _open(model: str | Path | None, options: LabelOptions) -> Engine:
         device=options.device,
         precision=options.precision,
         threads=options.threads,
+        gate=not options.skip_parity,
     )

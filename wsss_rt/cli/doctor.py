@@ -43,7 +43,8 @@ def _show(report: Mapping[str, Any]) -> None:
         ("gpu", _or_reason(report["gpu"], _gpus)),
         ("onnxruntime", _or_reason(report["engines"]["onnxruntime"], ", ".join)),
         ("openvino", _or_reason(report["engines"]["openvino"], _devices)),
-        ("tensorrt", _or_reason(report["engines"]["tensorrt"], _tensorrt)),
+        ("tensorrt", _or_reason(report["engines"]["tensorrt"], _lacks)),
+        ("aotinductor", _or_reason(report["engines"]["aotinductor"], _lacks)),
         ("codecs", _or_reason(report["codecs"], _codecs)),
         ("models", _or_reason(report["models"], _models)),
         ("cache", _or_reason(report["cache"], lambda cache: str(cache["folder"]))),
@@ -93,7 +94,7 @@ def _devices(value: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({title})" for name, title in value.items()) or "no device"
 
 
-def _tensorrt(value: Mapping[str, Any]) -> str:
+def _lacks(value: Mapping[str, Any]) -> str:
     return "ready" if value["ready"] else "not ready: " + "; ".join(value["lacks"])
 
 

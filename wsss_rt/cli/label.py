@@ -136,19 +136,28 @@ def label(
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, onnxruntime, openvino. [default: auto]")
+        str | None, typer.Option(metavar="NAME", help="auto, onnxruntime, openvino, tensorrt, aotinductor.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda. [default: auto]")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16. [default: auto]")
+        str | None,
+        typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16, int8. [default: auto]"),
     ] = None,
     batch: Annotated[
         str | None, typer.Option(metavar="N", help="Images of one shape per engine call. [default: auto]")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Processors to use. [default: all allowed]")
+    ] = None,
+    skip_parity: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-parity",
+            help="Use an engine without comparing it with float32 first; run.json says so.",
+            show_default=False,
+        ),
     ] = None,
     resume: Annotated[
         bool | None,
@@ -221,6 +230,7 @@ def label(
         "precision": precision,
         "batch": batch,
         "threads": threads,
+        "skip-parity": skip_parity,
         "resume": resume,
         "dry-run": dry_run,
         "limit": limit,
