@@ -112,6 +112,7 @@ def collect() -> dict[str, Any]:
         "engines": {
             "onnxruntime": _guarded(_providers),
             "openvino": _guarded(_openvino_devices),
+            "tensorrt": _guarded(lambda: _tensorrt(packages)),
             "aotinductor": _guarded(lambda: _aotinductor(packages)),
         },
         "codecs": _guarded(_codecs),
@@ -227,6 +228,24 @@ def _openvino_devices() -> dict[str, str]:
 
     core = shared_core()
     return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices}
+
+
+def _tensorrt(packages: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``--backend tensorrt`` lacks here, each with how to get it; nothing of it is imported."""
+    from wsss_rt.engines.cuda import PYCUDA_FIX
+    from wsss_rt.gpu_driver import driver_problem
+
+    lacks: list[str] = []
+    if problem := driver_problem():
+        lacks.append(problem)
+    for name, fix in (
+        ("tensorrt", "pip install tensorrt"),
+        ("pycuda", PYCUDA_FIX),
+        ("onnx", "pip install onnx (to build plans)"),
+    ):
+        if packages[name]["state"] != "ok":
+            lacks.append(f"{name} is missing: {fix}")
+    return {"ready": not lacks, "lacks": lacks}
 
 
 def _aotinductor(packages: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import ctypes
 import os
 import sys
 
+_NO_DEVICE = 100
+
 
 def settle_absent_driver() -> bool:
     """Tell libraries of this process and its children that there is no GPU, where there can be none.
@@ -25,3 +27,25 @@ def settle_absent_driver() -> bool:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return True
     return False
+
+
+def driver_problem() -> str:
+    """Why no GPU of NVIDIA can be used here, in words; empty where one can.
+
+    Asks the driver itself, so that nothing of CUDA needs to be installed. Libraries that start without a
+    driver end the process later: TensorRT's lean runtime 11.4 does when it loads a plan.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "NVIDIA's driver is not installed: there is no libcuda.so.1"
+    status = int(driver.cuInit(0))
+    if status == _NO_DEVICE:
+        return "NVIDIA's driver finds no GPU, or CUDA_VISIBLE_DEVICES hides it"
+    if status:
+        return f"NVIDIA's driver does not start (cuInit answers {status}); nvidia-smi may say why"
+    count = ctypes.c_int(0)
+    status = int(driver.cuDeviceGetCount(ctypes.byref(count)))
+    if status or count.value < 1:
+        return "NVIDIA's driver finds no GPU, or CUDA_VISIBLE_DEVICES hides it"
+    return ""

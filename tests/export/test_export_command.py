@@ -93,7 +93,7 @@ def test_an_official_checkpoint_becomes_an_artifact(tmp_path: Path, cli: Cli) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--to", "tensorrt"], ["tensorrt", "not built yet", "onnx"]),
+        (["--to", "tensorrt"], ["is no exported model", "--out model.onnx"]),
         (["--to", "aotinductor"], ["not built yet"]),
         (["--to", "onx"], ["onx", "'onnx'"]),
         (["--weights", "float6"], ["float6", "'float16'"]),

@@ -43,6 +43,7 @@ def _show(report: Mapping[str, Any]) -> None:
         ("gpu", _or_reason(report["gpu"], _gpus)),
         ("onnxruntime", _or_reason(report["engines"]["onnxruntime"], ", ".join)),
         ("openvino", _or_reason(report["engines"]["openvino"], _devices)),
+        ("tensorrt", _or_reason(report["engines"]["tensorrt"], _lacks)),
         ("aotinductor", _or_reason(report["engines"]["aotinductor"], _lacks)),
         ("codecs", _or_reason(report["codecs"], _codecs)),
         ("models", _or_reason(report["models"], _models)),

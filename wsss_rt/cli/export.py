@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from wsss_rt.training.checkpoints import RunConfig
 
 # with what their files end in
-TARGETS = {"onnx": ".onnx", "aotinductor": ".pt2"}
-PLANNED = ("tensorrt",)
+TARGETS = {"onnx": ".onnx", "aotinductor": ".pt2", "tensorrt": ".plan"}
 WEIGHTS = ("float32", "float16")
-# of a package of compiled code
+# of compiled code
 PRECISIONS = ("float32", "bfloat16", "float16")
 # methods whose outputs are no classes
 CLASSLESS = ("psa",)
@@ -34,10 +33,18 @@ _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "safetensors")
 
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder, or a checkpoint with --official.")
+        Path,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT|MODEL",
+            help="Run folder; a checkpoint with --official; an ONNX file with --to tensorrt.",
+        ),
     ],
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="onnx, or aotinductor: compiled for this kind of machine.")
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="onnx; aotinductor, compiled for this kind of machine; tensorrt, for this GPU.",
+        ),
     ] = "onnx",
     out: Annotated[
         Path | None,
@@ -84,7 +91,10 @@ def export(
         str, typer.Option(help="How the file stores them: float32, or float16 for half the size.")
     ] = "float32",
     precision: Annotated[
-        str, typer.Option(help="With --to aotinductor: float32, bfloat16, float16.", show_default=False)
+        str,
+        typer.Option(
+            help="With --to aotinductor or tensorrt: float32, bfloat16, float16.", show_default=False
+        ),
     ] = "",
     device: Annotated[
         str, typer.Option(help="With --to aotinductor: cpu or cuda, which must be here.", show_default=False)
@@ -105,8 +115,20 @@ def export(
       wsss-rt export runs/voc --out voc.onnx --images ./photos --weights float16
       wsss-rt export MCTformerV2.pth --official --method mctformer-v2 --classes voc --layers-fused 3
       wsss-rt export runs/voc --to aotinductor --device cuda --precision bfloat16 --out voc.pt2
+      wsss-rt export voc.onnx --to tensorrt --precision float16
     """
     _check_names(to, weights, precision, device)
+    if to == "tensorrt":
+        others = {
+            "--out": out, "--official": official or None, "--method": method, "--classes": classes,
+            "--backbone": backbone, "--img-size": img_size, "--layers-fused": layers_fused,
+            "--attention-type": attention_type, "--affinity": affinity, "--affinity-source": affinity_source,
+            "--background": background, "--skip-parity": skip_parity or None,
+        }  # fmt: skip
+        _export_plan(
+            source, [name for name, value in others.items() if value is not None], precision, images, json_
+        )
+        return
     overrides = {
         "layers_fused": layers_fused,
         "attention_type": attention_type,
@@ -170,6 +192,14 @@ def export(
     typer.echo(json.dumps(_as_dict(report), indent=2, ensure_ascii=False) if json_ else _as_text(report))
 
 
+def _export_plan(source: Path, others: list[str], precision: str, images: Path | None, json_: bool) -> None:
+    from wsss_rt.cli.export_plan import as_text, check_source, export_plan
+
+    check_source(source, others)
+    report = export_plan(source, precision=precision, images=images)
+    typer.echo(json.dumps(report, indent=2) if json_ else as_text(report, source))
+
+
 def _write(
     model: nn.Module,
     config: RunConfig,
@@ -194,8 +224,6 @@ def _write(
 
 
 def _check_names(to: str, weights: str, precision: str, device: str) -> None:
-    if to in PLANNED:
-        raise UsageError(f"export to {to} is not built yet", fix="use --to onnx")
     for value, choices, what in (
         (to, TARGETS, "export format"),
         (weights, WEIGHTS, "weight storage"),
@@ -204,12 +232,15 @@ def _check_names(to: str, weights: str, precision: str, device: str) -> None:
     ):
         if value not in choices:
             raise UsageError(f"no {what} {value!r}", fix=nearest(value, choices))
-    if to != "aotinductor" and (precision or device):
+    if (to == "onnx" and precision) or (to != "aotinductor" and device):
         raise UsageError(
-            f"{'--precision' if precision else '--device'} only goes with --to aotinductor",
-            why="an ONNX file is compiled where it runs",
+            f"{'--device' if device else '--precision'} only goes with --to aotinductor"
+            f"{'' if device else ' or tensorrt'}",
+            why="an ONNX file is compiled where it runs"
+            if to == "onnx"
+            else "a plan is built for the GPU here",
         )
-    if to == "aotinductor" and weights != "float32":
+    if to != "onnx" and weights != "float32":
         raise UsageError("--weights only goes with --to onnx", fix="use --precision float16")
 
 

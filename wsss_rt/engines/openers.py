@@ -78,10 +78,17 @@ def _open_openvino(request: Request) -> Engine:
 
 
 def _open_tensorrt(request: Request) -> Engine:
-    # its gate belongs to the build: `obtain(check=...)` with `first_use.compare_engines` of this engine and
-    # `request.reference()` on `request.images()`, made a result by `first_use.parity_result`; what the
-    # cache then says of it goes into `choice["parity"]`
-    raise UsageError("TensorRT engines are not built yet", fix="use --backend onnxruntime --device cuda")
+    from wsss_rt.engines.tensorrt_plan import open_planned
+
+    return open_planned(
+        request.card,
+        request.model,
+        precision=request.precision,
+        reference=request.reference,
+        images=request.images,
+        tell=request.tell,
+        gate=request.gate,
+    )
 
 
 def _open_aotinductor(request: Request) -> Engine:
