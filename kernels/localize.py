@@ -118,7 +118,7 @@ class DeviceMaps:
         milliseconds = image.ended.milliseconds_since(image.began) / image.images
         return [scores.numpy() for scores in image.scores], finite, milliseconds
 
-    def mask(
+    def mark(
         self, image: Inferred, classes: Sequence[int], size: tuple[int, int], **rule: Any
     ) -> Marked:
         """The mask of a localizer's image in two launches; waits for it.
@@ -157,6 +157,13 @@ class DeviceMaps:
         """
         with self.streams.work():
             return self._marked(*planes_to_mask(planes, classes, **rule))
+
+    def stacked(self, background: float | Tensor, planes: Tensor, *, clip: bool) -> Tensor:
+        """Scores as refiners take them, (K + 1, H, W), background first; confined to 0..1 if asked."""
+        with self.streams.work():
+            scores = planes.new_empty((len(planes) + 1, *planes.shape[1:]))
+            scores[0], scores[1:] = background, planes
+            return scores.clamp_(0, 1) if clip else scores
 
     def to_host(self, tensor: Tensor) -> NDArray[Any]:
         """A copy on the host; waits for it."""
@@ -201,8 +208,14 @@ def merge_views(maps: Sequence[Tensor], planes: Sequence[int], size: tuple[int, 
     ]
     if len(views) == 1:
         return views[0][chosen]
-    total = sum((torch.softmax(view, dim=0)[chosen] for view in views), torch.zeros((), device=maps[0].device))
-    offset = sum((torch.logsumexp(view, dim=0) for view in views), torch.zeros((), device=maps[0].device))
+    total = torch.zeros((len(chosen), *size), device=maps[0].device)
+    offset = torch.zeros(size, device=maps[0].device)
+    for view in views:
+        peak = view.amax(dim=0)
+        weights = torch.exp(view - peak)
+        mass = weights.sum(dim=0)
+        total += (weights / mass)[chosen]
+        offset += peak + mass.log()
     # a class of probability 0 everywhere has a logarithm all the same
     mean = (total / len(views)).clamp(min=torch.finfo(torch.float32).tiny)
     return mean.log() + offset / len(views)

@@ -199,7 +199,8 @@ class _Run:
         )
         if previous is not None and "engine" in previous:
             # the measurements that chose the engine were made when the folder was begun
-            record["engine"] = previous["engine"]
+            record["engine"] = dict(previous["engine"])
+        record["engine"]["localization"] = self.labeler.localization
         return record
 
     def _find_done(self) -> bytearray:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from wsss_rt import localize, segment
 from wsss_rt.engines.base import EngineOutput
+from wsss_rt.errors import UsageError
 from wsss_rt.timing import Stopwatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from wsss_rt.engines.base import Engine
+    from wsss_rt.engines.base import Engine, TensorEngine
     from wsss_rt.options import LabelOptions
     from wsss_rt.refine import Refiner
 
@@ -101,18 +102,29 @@ class Localization(Protocol):
 
 
 def open_localization(engine: Engine, options: LabelOptions, refiner: Refiner | None) -> Localization:
-    """On the engine's device, where its outputs can stay there; else in numpy.
+    """On the engine's device, where its outputs can stay there and that is a GPU; else in numpy.
 
     Args:
         engine: runs the model.
-        options: resolved against the card.
+        options: resolved against the card; ``localization`` may ask for either.
         refiner: None leaves the scores as they are.
-    """
-    if hasattr(engine, "run_tensors"):
-        from wsss_rt.device_localization import DeviceLocalization
 
-        return DeviceLocalization(engine, options, refiner)
-    return HostLocalization(engine, options, refiner)
+    Raises:
+        UsageError: torch is asked for, and the engine gives no tensors.
+    """
+    able = hasattr(engine, "run_tensors")
+    if options.localization == "torch" and not able:
+        raise UsageError(
+            f"maps of the backend {engine.backend} cannot stay on {engine.device}",
+            why="it gives arrays, or slides a window over the image",
+            fix="leave localization at auto",
+        )
+    # on a CPU numpy and OpenCV are quicker
+    if options.localization == "numpy" or not able or (options.localization == "auto" and engine.device == "cpu"):
+        return HostLocalization(engine, options, refiner)
+    from wsss_rt.device_localization import DeviceLocalization
+
+    return DeviceLocalization(cast("TensorEngine", engine), options, refiner)
 
 
 class HostLocalization:

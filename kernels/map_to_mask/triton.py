@@ -13,8 +13,8 @@ from wsss_rt.kernels.map_to_mask.taps import Taps
 
 #: Scores are summed as whole multiples of this: integers, so that no order of programs changes a sum.
 UNIT = 2.0**-30
-# pixels of a tile; the interpreter takes as long for a small one as for a large one
-ROWS, COLS = (64, 256) if interpreting() else (8, 128)
+# pixels of a tile; the interpreter takes about as long for a small one as for a large one
+ROWS, COLS = (32, 64) if interpreting() else (8, 128)
 
 
 @triton.jit
