@@ -87,7 +87,7 @@ class Labeler:
     @property
     def workers(self) -> int:
         """Threads that read, decode, localize and encode."""
-        return self.options.threads or max(2, default_threads())
+        return pool_size(self.options.threads)
 
     @property
     def localization(self) -> str:
@@ -182,6 +182,11 @@ class Labeler:
     def _in_order(self, tags: Sequence[str]) -> tuple[str, ...]:
         """Tags without repetition, in class order; an unknown one is a UsageError."""
         return tuple(sorted(set(tags), key=self.classes.index))
+
+
+def pool_size(threads: int | None) -> int:
+    """Threads that read, decode, localize and encode, where so many processors are to be used."""
+    return threads or max(2, default_threads())
 
 
 def _open(model: str | Path | None, options: LabelOptions) -> Engine:
