@@ -85,7 +85,7 @@ class DeviceMaps:
         """Ask for a batch; waits while more than :data:`AHEAD` are under way.
 
         Args:
-            images: per image its pixels (h, w, 3) uint8 RGB at each scale; those of a scale all have one size.
+            images: per image its pixels (h, w, 3) uint8 RGB at each scale; all of one scale have one size.
             flip: also run each of them mirrored.
         """
         while len(self._running) >= AHEAD:
@@ -100,13 +100,13 @@ class DeviceMaps:
             ended = self.streams.mark()
         self._running.append(ended)
         rows = 1 + flip
+        own = [slice(index * rows, (index + 1) * rows) for index in range(len(images))]
         return [
             Inferred(
-                *([part[index * rows : (index + 1) * rows] for part in kind] for kind in zip(*found, strict=True)),
-                began, ended, len(images),
+                *([part[cut] for part in kind] for kind in zip(*found, strict=True)), began, ended, len(own)
             )
-            for index in range(len(images))
-        ]  # fmt: skip
+            for cut in own
+        ]
 
     def settle(self, image: Inferred) -> tuple[list[NDArray[np.float32]], bool, float]:
         """Wait for an image's batch: scores per pass, whether all maps are finite, and milliseconds.
@@ -118,9 +118,7 @@ class DeviceMaps:
         milliseconds = image.ended.milliseconds_since(image.began) / image.images
         return [scores.numpy() for scores in image.scores], finite, milliseconds
 
-    def mark(
-        self, image: Inferred, classes: Sequence[int], size: tuple[int, int], **rule: Any
-    ) -> Marked:
+    def mark(self, image: Inferred, classes: Sequence[int], size: tuple[int, int], **rule: Any) -> Marked:
         """The mask of a localizer's image in two launches; waits for it.
 
         Args:
@@ -143,7 +141,7 @@ class DeviceMaps:
             return map_planes(tokens, grids, size, upsample=upsample, normalise=normalise)
 
     def segments(self, image: Inferred, planes: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """A segmenter's class scores (len(planes), H, W) on the device, as ``wsss_rt.segment`` merges them."""
+        """A segmenter's class scores (len(planes), H, W), merged as ``wsss_rt.segment`` does it."""
         with self.streams.work():
             return merge_views(image.maps, planes, size)
 
@@ -188,7 +186,10 @@ class DeviceMaps:
         self.streams.wait()
         margin, *found = numbers.tolist()
         classes = len(found) // 2
-        scores = [total / count if count else 0.0 for total, count in zip(found[:classes], found[classes:], strict=True)]
+        scores = [
+            total / count if count else 0.0
+            for total, count in zip(found[:classes], found[classes:], strict=True)
+        ]
         confidence = margin / host.numel() if classes else 0.0
         # pinned memory is scarce, and a mask may wait for the disk
         return Marked(np.array(host.numpy()), confidence, tuple(scores))
@@ -204,7 +205,9 @@ def merge_views(maps: Sequence[Tensor], planes: Sequence[int], size: tuple[int, 
     """
     chosen = list(planes)
     views = [
-        _resized(row if index == 0 else row.flip(-1), size) for entry in maps for index, row in enumerate(entry)
+        _resized(row if index == 0 else row.flip(-1), size)
+        for entry in maps
+        for index, row in enumerate(entry)
     ]
     if len(views) == 1:
         return views[0][chosen]

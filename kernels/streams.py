@@ -1,4 +1,4 @@
-"""Copies and waits that keep a device busy: pinned memory, a stream for each thread, events; nothing on a CPU."""
+"""Copies and waits that keep a device busy: pinned memory, a stream for each thread; plain on a CPU."""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ THREADS = {"engine": 1, "workers": 4, "writers": 4}
 
 
 def test_what_many_threads_share_weighs_less() -> None:
-    found = find_bottleneck({"decode": 3000, "encode": 500, "infer": 950, "write": 80}, seconds=1, threads=THREADS)
+    found = find_bottleneck(
+        {"decode": 3000, "encode": 500, "infer": 950, "write": 80}, seconds=1, threads=THREADS
+    )
     assert found is not None and (found.stage, found.resource) == ("infer", "engine")
     assert found.busy == pytest.approx({"engine": 0.95, "workers": 0.875, "writers": 0.02})
     assert str(found) == "infer (engine 95 % busy)"

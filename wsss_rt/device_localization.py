@@ -1,4 +1,4 @@
-"""From pixels to masks on an engine's device: what ``wsss_rt.kernels.localize`` computes, in the project's terms.
+"""From pixels to masks on an engine's device: ``wsss_rt.kernels.localize`` in the project's terms.
 
 Imported only where an engine's outputs can stay on its device; that engine has imported torch already.
 """
@@ -16,7 +16,7 @@ from wsss_rt.classes import is_wide
 from wsss_rt.device_refine import device_refiner
 from wsss_rt.engines.runtime import engine_error
 from wsss_rt.kernels.localize import DeviceMaps, Inferred
-from wsss_rt.localization import Marked, Settled
+from wsss_rt.localization import Marked, Settled, auto_batch
 from wsss_rt.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from wsss_rt.engines.base import TensorEngine
     from wsss_rt.options import LabelOptions
     from wsss_rt.refine import Refiner
-
-# images of a batch on a GPU: enough to fill it with photographs; not measured yet
-GPU_BATCH = 16
 
 
 class DeviceLocalization:
@@ -50,7 +47,7 @@ class DeviceLocalization:
         table = localize.normalisation_table(engine.card.input.mean, engine.card.input.std)
         self._maps = DeviceMaps(engine.run_tensors, engine.device, table)
         self._refine = None if refiner is None else device_refiner(refiner, self._maps)
-        self.batch = 1 if engine.device == "cpu" else GPU_BATCH
+        self.batch = auto_batch(engine)
 
     def prepare(self, image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """See :meth:`wsss_rt.localization.Localization.prepare`."""

@@ -139,7 +139,7 @@ def prepare_passes(
 def resized_pixels(
     image: NDArray[np.uint8], spec: InputSpec, *, scales: Sequence[float] = (1.0,)
 ) -> list[NDArray[np.uint8]]:
-    """The pixels (h, w, 3) uint8 of every pass, see :func:`prepare_passes`; ``image`` itself where it fits."""
+    """Pixels (h, w, 3) uint8 of every pass, see :func:`prepare_passes`; ``image`` itself where it fits."""
     height, width = image.shape[:2]
     sizes, _ = pass_sizes((width, height), spec, scales=scales)
     return [

@@ -6,13 +6,15 @@ masks are held to the share of pixels that differ from float64's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.parity import FLOOR, Verdict, compare
+from benchmarks.kernels.parity import Verdict, judge
+from wsss_rt import localize
 from wsss_rt.kernels import use_kernels
 from wsss_rt.kernels.map_to_mask import (
     NORMALISE_EPSILON,
@@ -28,7 +30,12 @@ BACKGROUND, BAND = 0.4, (0.3, 0.5)
 # of the pixels: float32 decides otherwise where two scores are equal but for their last digits
 DIFFERENT_PIXELS = 1e-4
 # photographs of the kinds that label meets: tokens, pixels, present classes
-PHOTOS = (((14, 14), (224, 224), 2), ((23, 31), (375, 500), 3), ((48, 48), (768, 768), 3), ((96, 96), (1536, 1536), 5))
+PHOTOS = (
+    ((14, 14), (224, 224), 2),
+    ((23, 31), (375, 500), 3),
+    ((48, 48), (768, 768), 3),
+    ((96, 96), (1536, 1536), 5),
+)
 
 
 def maps_of(
@@ -64,11 +71,16 @@ def parity(
 
     def plain(exact: bool) -> list[Tensor]:
         kind = torch.float64 if exact else torch.float32
-        given = Taps(*(part.to(kind) if part.is_floating_point() else part for part in taps_for(shapes, size, upsample, tokens.device)))
+        given = Taps(
+            *(
+                part.to(kind) if part.is_floating_point() else part
+                for part in taps_for(shapes, size, upsample, tokens.device)
+            )
+        )
         planes = torch.stack(list(reference.planes(tokens.to(kind), given, normalise, NORMALISE_EPSILON)))
         mask, sums = reference.decide(
-            planes, present, size, background=BACKGROUND, band=band, sure=None, ignore=65_535 if wide else 255,
-            device=tokens.device,
+            planes, present, size, background=BACKGROUND, band=band, sure=None,
+            ignore=65_535 if wide else 255, device=tokens.device,
         )  # fmt: skip
         return [planes, mask, sums[: 1 + len(present)] / mask.numel()]
 
@@ -76,8 +88,7 @@ def parity(
     case = f"map_to_mask {name}-{upsample}-{normalise}-K{len(present)}"
     found, usual, exact = kernel(), plain(False), plain(True)
     planes, sums = (
-        compare(case, [output], lambda: [found[at]], lambda wide: [(exact if wide else usual)[at]])[0]
-        for output, at in (("planes", 0), ("sums", 2))
+        judge(case, name, found[at], usual[at], exact[at]) for name, at in (("planes", 0), ("sums", 2))
     )
     shares = [float((other[1] != exact[1]).double().mean()) for other in (found, usual)]
     return [planes, Verdict(case, "mask", *shares, 2 * shares[1] + DIFFERENT_PIXELS), sums]
@@ -111,10 +122,6 @@ def time_map_to_mask(
         measured: times a function, as ``gpu.py`` has it.
         repeat: runs.
     """
-    import time
-
-    from wsss_rt import localize
-
     maps, present = maps_of((tokens,), 20, device="cuda"), list(range(count))
 
     def on_device(mode: str) -> Callable[[], Tensor]:
@@ -136,6 +143,3 @@ def time_map_to_mask(
         localize.decide(planes, present, background=BACKGROUND)
     row["numpy"] = {"ms": round(1e3 * (time.perf_counter() - began) / 5, 4)}
     return row
-
-
-__all__ = ["FLOOR", "PHOTOS", "maps_of", "parity", "parity_of_all", "time_map_to_mask"]

@@ -1,4 +1,4 @@
-"""Token maps to a mask: resized, normalised and decided in two launches, without a plane of pixels in memory."""
+"""Token maps to a mask: resized, normalised and decided in two launches; no plane of pixels exists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from wsss_rt.kernels._dispatch import choose_triton, record
 from wsss_rt.kernels.map_to_mask import reference
 from wsss_rt.kernels.map_to_mask.taps import UPSAMPLES, Taps, taps_for
 
-__all__ = ["NORMALISE_EPSILON", "UPSAMPLES", "Taps", "map_planes", "map_to_mask", "merge_grids", "planes_to_mask"]
+__all__ = [
+    "NORMALISE_EPSILON",
+    "UPSAMPLES",
+    "Taps",
+    "map_planes",
+    "map_to_mask",
+    "merge_grids",
+    "planes_to_mask",
+]
 
 OPERATOR, PLANES, DECIDE = "map_to_mask", "map_planes", "planes_to_mask"
 NORMALISATIONS = ("minmax", "peak")
@@ -97,9 +105,14 @@ def map_to_mask(
 
 
 def map_planes(
-    tokens: Tensor, grids: Grids, size: tuple[int, int], *, upsample: str = "bilinear", normalise: str = "minmax"
+    tokens: Tensor,
+    grids: Grids,
+    size: tuple[int, int],
+    *,
+    upsample: str = "bilinear",
+    normalise: str = "minmax",
 ) -> Tensor:
-    """The normalised maps at the size of the image, for what needs all of them: refiners, and maps to be kept.
+    """The normalised maps at the image's size, for what needs all of them: refiners, and maps to be kept.
 
     Args:
         tokens, grids, size, upsample, normalise: as :func:`map_to_mask` takes them.
@@ -119,9 +132,7 @@ def map_planes(
     from wsss_rt.kernels.map_to_mask import triton
 
     record(PLANES, "triton[range,planes]")
-    return triton.map_planes(
-        tokens.contiguous(), *taps, list(size), NORMALISE_EPSILON, normalise == "peak"
-    )
+    return triton.map_planes(tokens.contiguous(), *taps, list(size), NORMALISE_EPSILON, normalise == "peak")
 
 
 def planes_to_mask(
@@ -179,7 +190,9 @@ def _checked(tokens: Tensor, grids: Grids, size: tuple[int, int], upsample: str,
         raise ValueError(f"normalise {normalise!r} is none of {', '.join(NORMALISATIONS)}")
     values = sum(height * width for height, width in grids)
     if tokens.dim() != 2 or tokens.shape[1] != values or tokens.dtype != torch.float32:
-        raise ValueError(f"tokens must be (K, {values}) float32, and are {tuple(tokens.shape)} {tokens.dtype}")
+        raise ValueError(
+            f"tokens must be (K, {values}) float32, and are {tuple(tokens.shape)} {tokens.dtype}"
+        )
     return taps_for(tuple(grids), (size[0], size[1]), upsample, tokens.device)
 
 

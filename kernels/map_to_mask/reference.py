@@ -21,7 +21,9 @@ def planes(tokens: Tensor, taps: Taps, normalise: str, epsilon: float) -> Iterat
                 values[starts[:, None] + column[None, :, tap]] * column_weight[None, :, tap]
                 for tap in range(column.shape[1])
             )
-            plane = plane + sum(across[back[:, tap]] * row_weight[:, tap, None] for tap in range(row.shape[1]))
+            plane = plane + sum(
+                across[back[:, tap]] * row_weight[:, tap, None] for tap in range(row.shape[1])
+            )
         if normalise == "peak":
             plane = plane.clamp(min=0)
         low = plane.min() if normalise == "minmax" else torch.zeros_like(plane.max())

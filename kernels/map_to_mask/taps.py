@@ -1,4 +1,4 @@
-"""Resizing as a weighted sum of few values: which ones, and how much, for every row and column of the result."""
+"""Resizing as a weighted sum of few values: which ones and how much, for every row and column of pixels."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _axis(source: int, target: int, upsample: str) -> tuple[Tensor, Tensor]:
 
 
 def _cubic(share: Tensor) -> Tensor:
-    """Weights (..., 4) of the values at -1, 0, 1, 2 around a place that lies ``share`` behind the one at 0."""
+    """Weights (..., 4) of the values at -1, 0, 1, 2 for a place that lies ``share`` behind the one at 0."""
     a, rest, beyond = _SHARPNESS, 1 - share, share + 1
     before = ((a * beyond - 5 * a) * beyond + 8 * a) * beyond - 4 * a
     near = ((a + 2) * share - (a + 3)) * share * share + 1

@@ -1,4 +1,4 @@
-"""Triton kernels: the range of every map at the size of the image, and then the mask, with nothing in between."""
+"""Triton kernels: the range of every map at the image's size, and then the mask, with nothing in between."""
 
 from __future__ import annotations
 
@@ -60,7 +60,17 @@ def _find_range(
     """Smallest and largest value of every map; a minimum and a maximum know no order."""
     which, rows, cols = _tile(height, width, ROWS, COLS)
     value = _sample(
-        tokens + which * per_map, row, row_weight, column, column_weight, rows, cols, height, width, grids, TAPS
+        tokens + which * per_map,
+        row,
+        row_weight,
+        column,
+        column_weight,
+        rows,
+        cols,
+        height,
+        width,
+        grids,
+        TAPS,
     )
     if PEAK:
         value = tl.maximum(value, 0.0)
@@ -72,11 +82,21 @@ def _find_range(
 
 @triton.jit
 def _normalised(
-    tokens, row, row_weight, column, column_weight, low, high, which, per_map, rows, cols, height, width, grids,
-    epsilon, PEAK: tl.constexpr, TAPS: tl.constexpr,
+    tokens, row, row_weight, column, column_weight, low, high, which, per_map, rows, cols, height, width,
+    grids, epsilon, PEAK: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
     value = _sample(
-        tokens + which * per_map, row, row_weight, column, column_weight, rows, cols, height, width, grids, TAPS
+        tokens + which * per_map,
+        row,
+        row_weight,
+        column,
+        column_weight,
+        rows,
+        cols,
+        height,
+        width,
+        grids,
+        TAPS,
     )
     if PEAK:
         value = tl.maximum(value, 0.0)

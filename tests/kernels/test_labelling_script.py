@@ -32,8 +32,11 @@ def small_peer() -> Peer:
     }
     for index in range(LAYERS):
         for name, rows, columns in (
-            ("attn.qkv", 3 * WIDTH, WIDTH), ("attn.proj", WIDTH, WIDTH), ("mlp.fc1", 24, WIDTH), ("mlp.fc2", WIDTH, 24)
-        ):  # fmt: skip
+            ("attn.qkv", 3 * WIDTH, WIDTH),
+            ("attn.proj", WIDTH, WIDTH),
+            ("mlp.fc1", 24, WIDTH),
+            ("mlp.fc2", WIDTH, 24),
+        ):
             shapes[f"blocks.{index}.{name}.weight"] = (rows, columns)
             shapes[f"blocks.{index}.{name}.bias"] = (rows,)
         for name in ("norm1", "norm2"):
@@ -81,7 +84,9 @@ def test_turns_give_rates_ratios_and_equal_pixels(tmp_path: Path) -> None:
     for name in ways:
         row = found[name]
         assert row["against"] == ("peer, crf" if "crf" in name else "peer")
-        assert row["ratio"] == pytest.approx(row["images_per_second"] / found[row["against"]]["images_per_second"])
+        assert row["ratio"] == pytest.approx(
+            row["images_per_second"] / found[row["against"]]["images_per_second"]
+        )
         assert row["pixels_equal_least"] >= 0.9999
         assert row["localization"] == ("torch" if "device" in name else "numpy")
         assert row["bottleneck"]["stage"] in row["stages_ms"]

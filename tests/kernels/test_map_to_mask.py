@@ -48,7 +48,9 @@ def test_planes_mask_and_sums_are_as_good_as_those_of_pytorch(
 
 
 @pytest.mark.parametrize("mode", ["reference", "triton"])
-@pytest.mark.parametrize(("upsample", "normalise"), [("bilinear", "minmax"), ("aligned", "peak"), ("bicubic", "minmax")])
+@pytest.mark.parametrize(
+    ("upsample", "normalise"), [("bilinear", "minmax"), ("aligned", "peak"), ("bicubic", "minmax")]
+)
 def test_masks_and_their_numbers_are_those_of_numpy(
     mode: str, upsample: Upsample, normalise: Normalise, device: str
 ) -> None:
@@ -69,7 +71,9 @@ def test_masks_and_their_numbers_are_those_of_numpy(
     assert np.array_equal(mask.cpu().numpy(), wanted.mask)
     numbers = sums.cpu().numpy()
     assert numbers[0] / mask.numel() == pytest.approx(wanted.confidence, abs=1e-6)
-    won = [int((localize.decide(planes, present, background=0.5).mask == index + 1).sum()) for index in present]
+    won = [
+        int((localize.decide(planes, present, background=0.5).mask == index + 1).sum()) for index in present
+    ]
     assert numbers[4:].tolist() == won and min(won) > 0
     assert (numbers[1:4] / numbers[4:]).tolist() == pytest.approx(wanted.class_scores, abs=1e-6)
 
