@@ -22,13 +22,15 @@ _WARPS = 4
 @triton.jit
 def _sum_ranges(
     values, weights, entries, begins, sums, running,
-    count, pixels, classes, row,
+    count, pixels, groups,
     LANES: tl.constexpr, ROWS: tl.constexpr, TAKE: tl.constexpr, SPLAT: tl.constexpr, STOP: tl.constexpr,
 ):  # fmt: skip
     """Sums over neighbouring ranges: of a piece's weighted pixels where SPLAT, else of a vertex's pieces."""
     program = tl.program_id(0).to(tl.int64)
     if STOP:
         count = tl.where(tl.load(running) > 0, count, 0)
+    # a multiple of four, which lets the compiler load four classes at once
+    row = groups * 4
     ranges = program * ROWS + tl.arange(0, ROWS)
     lanes = tl.arange(0, LANES)
     begin = tl.load(begins + ranges, mask=ranges < count, other=0)
@@ -43,7 +45,7 @@ def _sum_ranges(
             at = corner % pixels
         found = tl.load(
             values + at.to(tl.int64)[:, :, None] * row + lanes[None, None, :],
-            mask=there[:, :, None] & (lanes < classes)[None, None, :],
+            mask=there[:, :, None] & (lanes < row)[None, None, :],
             other=0.0,
         )
         if SPLAT:
@@ -52,23 +54,24 @@ def _sum_ranges(
     tl.store(
         sums + ranges[:, None] * row + lanes[None, :],
         total,
-        mask=(ranges < count)[:, None] & (lanes < classes)[None, :],
+        mask=(ranges < count)[:, None] & (lanes < row)[None, :],
     )
 
 
 @triton.jit
 def _blur(
     source, target, before, after, running,
-    count, classes, row,
+    count, groups,
     LANES: tl.constexpr, ROWS: tl.constexpr, STOP: tl.constexpr,
 ):  # fmt: skip
     """[1/2 1 1/2] along one axis."""
     program = tl.program_id(0).to(tl.int64)
     if STOP:
         count = tl.where(tl.load(running) > 0, count, 0)
+    row = groups * 4
     vertices = program * ROWS + tl.arange(0, ROWS)
     lanes = tl.arange(0, LANES)
-    own = (vertices < count)[:, None] & (lanes < classes)[None, :]
+    own = (vertices < count)[:, None] & (lanes < row)[None, :]
     first = tl.load(before + vertices, mask=vertices < count, other=-1).to(tl.int64)[:, None]
     last = tl.load(after + vertices, mask=vertices < count, other=-1).to(tl.int64)[:, None]
     here = vertices[:, None] * row + lanes[None, :]
@@ -81,7 +84,7 @@ def _blur(
 @triton.jit
 def _update(
     log_p, vertices, weights, values, q, out, labels, left, changed, firsts,
-    blocks, pixels, classes, row,
+    blocks, pixels, classes, groups,
     CORNERS: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, STAGE: tl.constexpr, STOP: tl.constexpr,
 ):  # fmt: skip
     """Slice, messages, softmax: new marginals, into ``q`` or, in an image's last step, into ``out``.
@@ -89,6 +92,7 @@ def _update(
     STAGE 0 takes the unary alone, 2 is the last one of every image.
     """
     program = tl.program_id(0).to(tl.int64)
+    row = groups * 4
     image = program // blocks
     pixel = tl.load(firsts + image) + (program % blocks) * BLOCK + tl.arange(0, BLOCK)
     end = tl.load(firsts + image + 1)
@@ -98,13 +102,15 @@ def _update(
     lanes = tl.arange(0, LANES)
     there = pixel < end
     own = there[:, None] & (lanes < classes)[None, :]
+    # lanes without a class get the probability zero
+    padded = there[:, None] & (lanes < row)[None, :]
     plane = lanes[None, :].to(tl.int64) * pixels + pixel[:, None]
     energy = tl.load(log_p + plane, mask=own, other=float("-inf"))
     if STAGE > 0:
-        for corner in range(0, CORNERS):
+        for _ in tl.static_range(CORNERS):
             weight = tl.load(weights + pixel, mask=there, other=0.0)
             vertex = tl.load(vertices + pixel, mask=there, other=0).to(tl.int64)
-            found = tl.load(values + vertex[:, None] * row + lanes[None, :], mask=own, other=0.0)
+            found = tl.load(values + vertex[:, None] * row + lanes[None, :], mask=padded, other=0.0)
             energy += weight[:, None] * found
             weights += pixels
             vertices += pixels
@@ -122,12 +128,12 @@ def _update(
     share = share / tl.sum(share, 1)[:, None]
     rows = q + pixel[:, None] * row + lanes[None, :]
     if STAGE == 0:
-        tl.store(rows, share, mask=own)
+        tl.store(rows, share, mask=padded)
     elif STOP:
-        tl.store(rows, share, mask=own & (remaining > 1))
+        tl.store(rows, share, mask=padded & (remaining > 1))
         tl.store(out + plane, share, mask=own & (remaining == 1))
     elif STAGE == 1:
-        tl.store(rows, share, mask=own)
+        tl.store(rows, share, mask=padded)
     else:
         tl.store(out + plane, share, mask=own)
 
@@ -141,10 +147,10 @@ class _Filter:
     """Splat and blur of one lattice for a number of classes, and the memory that they need."""
 
     def __init__(self, tensors: list[Tensor], classes: int, running: Tensor | None = None) -> None:
-        self.lattice, self.classes = Lattice(*tensors), classes
-        self.running = running
+        self.lattice, self.running = Lattice(*tensors), running
         # rows begin at a multiple of 16 bytes, so that four classes are one load
-        self.row = -(-classes // 4) * 4
+        self.groups = -(-classes // 4)
+        self.row = 4 * self.groups
         self.lanes = max(4, triton.next_power_of_2(classes))
         count, device = self.lattice.neighbours.shape[2], self.lattice.weights.device
         self.grids = [torch.empty((count, self.row), dtype=torch.float32, device=device) for _ in range(2)]
@@ -162,7 +168,7 @@ class _Filter:
         grids = self.grids
         for before, after in lattice.neighbours.unbind(0):
             wrap_triton(_blur)[(triton.cdiv(count, rows),)](
-                *grids, before, after, self.running, count, self.classes, self.row,
+                *grids, before, after, self.running, count, self.groups,
                 LANES=self.lanes, ROWS=rows, STOP=self.running is not None, num_warps=_WARPS,
             )  # fmt: skip
             grids = grids[::-1]
@@ -175,7 +181,7 @@ class _Filter:
         rows = max(1, _TILE // (self.lanes * take))
         wrap_triton(_sum_ranges)[(triton.cdiv(len(sums), rows),)](
             values, lattice.weights, lattice.corners, begins, sums, self.running,
-            len(sums), lattice.weights.shape[1], self.classes, self.row,
+            len(sums), lattice.weights.shape[1], self.groups,
             LANES=self.lanes, ROWS=rows, TAKE=take, SPLAT=splat, STOP=self.running is not None,
             num_warps=_WARPS,
         )  # fmt: skip
@@ -219,7 +225,7 @@ def _mean_field(
     def update(stage: int, grid: Tensor) -> None:
         wrap_triton(_update)[(blocks * len(sizes),)](
             log_p, vertices, weights, grid, q, out, labels, left, changed, firsts,
-            blocks, pixels, classes, filtered.row,
+            blocks, pixels, classes, filtered.groups,
             CORNERS=len(vertices), LANES=filtered.lanes, BLOCK=block, STAGE=stage, STOP=stops,
             num_warps=_WARPS,
         )  # fmt: skip
