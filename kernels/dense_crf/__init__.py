@@ -1,9 +1,10 @@
-"""The dense CRF on the device: Krähenbühl and Koltun's mean field with pydensecrf's semantics, over a batch."""
+"""The dense CRF of a batch on the device: Krähenbühl and Koltun's mean field, as pydensecrf computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,59 +106,103 @@ def dense_crf_each(
     _check(images, probabilities)
     if not images:
         return []
-    sizes = [image.shape[0] * image.shape[1] for image in images]
-    firsts = [sum(sizes[:index]) for index in range(len(sizes))]
     classes = max(len(planes) for planes in probabilities)
-    device = probabilities[0].device
-    log_p = torch.full((classes, sum(sizes)), _ABSENT, dtype=torch.float32, device=device)
-    for planes, first, size in zip(probabilities, firsts, sizes, strict=True):
-        clipped = planes.reshape(len(planes), size).clamp(LEAST_PROBABILITY, 1)
-        log_p[: len(planes), first : first + size] = clipped.log_()
     refusal = f"{classes} classes are more than {MAX_CLASSES}" if classes > MAX_CLASSES else None
     path: ModuleType = reference
-    if choose_triton(OPERATOR, log_p, refusal=refusal):
+    if choose_triton(OPERATOR, probabilities[0], refusal=refusal):
         from wsss_rt.kernels.dense_crf import triton as path
     record(OPERATOR, "reference" if path is reference else f"triton[{path.launches(iterations)}]")
-    # in position, the lattice depends on the image's size alone
-    near: dict[tuple[int, int], Lattice] = {}
-    for image in images:
-        size_of = (image.shape[0], image.shape[1])
-        if size_of not in near:
-            near[size_of] = _build([image], (spatial_sxy,) * 2, spatial_compat, path)
-    parts = [
-        (near[image.shape[0], image.shape[1]], 0, first) for image, first in zip(images, firsts, strict=True)
-    ]
-    deviations = (*(bilateral_sxy,) * 2, *(bilateral_srgb,) * 3)
-    parts.append((_build(images, deviations, bilateral_compat, path), 3, 0))
-    both = join(parts, 9, sum(sizes))
-    del parts, near
-    marginals = path.mean_field(log_p, both, sizes, iterations, float(stop))
+    field = prepare(
+        images,
+        probabilities,
+        spatial=(spatial_sxy, spatial_compat),
+        bilateral=(bilateral_sxy, bilateral_srgb, bilateral_compat),
+        density=path.density,
+    )
+    marginals = path.mean_field(*field, iterations, float(stop))
+    parts = marginals.split(field.sizes, dim=1)
     return [
-        marginals[: len(planes), first : first + size].reshape(planes.shape)
-        for planes, first, size in zip(probabilities, firsts, sizes, strict=True)
+        part[: len(planes)].reshape(planes.shape) for part, planes in zip(parts, probabilities, strict=True)
     ]
 
 
-def _build(images: Sequence[Tensor], deviations: Sequence[float], strength: float, path: ModuleType) -> Lattice:
-    """The lattice of a kernel on several images, with the symmetric normalisation and the strength in it.
+class Field(NamedTuple):
+    """What mean field runs on: images one after another.
 
-    Splat and slice both carry ``sqrt(strength / filter of ones)``, so that they apply ``strength n K n`` with
-    n = 1/sqrt(K 1).
+    Attributes:
+        log_p: (C, P), log-probabilities.
+        lattice: of both kernels.
+        sizes: pixels of each image.
     """
+
+    log_p: Tensor
+    lattice: Lattice
+    sizes: list[int]
+
+
+def prepare(
+    images: Sequence[Tensor],
+    probabilities: Sequence[Tensor],
+    *,
+    spatial: tuple[float, float],
+    bilateral: tuple[float, float, float],
+    density: Callable[[Lattice], Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Field:
+    """Unary energies and both lattices.
+
+    Args:
+        images: each (H, W, 3) uint8.
+        probabilities: each (C, H, W) float32.
+        spatial: standard deviation and strength.
+        bilateral: standard deviations in position and colour, and strength.
+        density: the filter of ones on a lattice, (P,).
+        dtype: float64 for what others are held against; vertices are found in float32 all the same.
+    """
+    sizes = [image.shape[0] * image.shape[1] for image in images]
+    log_p = torch.full(
+        (max(len(planes) for planes in probabilities), sum(sizes)),
+        _ABSENT,
+        dtype=dtype,
+        device=images[0].device,
+    )
+    for planes, room in zip(probabilities, log_p.split(sizes, dim=1), strict=True):
+        room[: len(planes)] = planes.flatten(1).to(dtype).clamp(LEAST_PROBABILITY, 1).log_()
+
+    def build(chosen: Sequence[Tensor], deviations: tuple[float, ...], strength: float) -> Lattice:
+        lattice = _connected(chosen, deviations, dtype)
+        # splat and slice both carry it, so that they apply `strength n K n` with n = 1/sqrt(K 1)
+        lattice.weights.mul_((strength / (density(lattice) + 1e-20)).sqrt_())
+        return lattice
+
+    # in position, the lattice depends on the image's size alone
+    near: dict[tuple[int, ...], Lattice] = {}
+    parts = []
+    for index, image in enumerate(images):
+        size = tuple(image.shape[:2])
+        if size not in near:
+            near[size] = build([image], (spatial[0],) * 2, spatial[1])
+        parts.append((near[size], 0, sum(sizes[:index])))
+    sxy, srgb, strength = bilateral
+    parts.append((build(images, (sxy, sxy, srgb, srgb, srgb), strength), 3, 0))
+    return Field(log_p, join(parts, 9, sum(sizes)), sizes)
+
+
+def _connected(images: Sequence[Tensor], deviations: tuple[float, ...], dtype: torch.dtype) -> Lattice:
+    """The lattice of several images in position, or in position and colour, with weights of this type."""
     heights, widths = ([image.shape[axis] for image in images] for axis in (0, 1))
     names = name_vertices(max(heights), max(widths), deviations, len(images))
     places = {size: _positions(*size, images[0].device) for size in zip(heights, widths, strict=True)}
-    features = [torch.cat(axis) for axis in zip(*(places[image.shape[:2]] for image in images), strict=True)]
+    features = [
+        torch.cat(axis) for axis in zip(*(places[tuple(image.shape[:2])] for image in images), strict=True)
+    ]
     if len(deviations) > 2:
         features += torch.cat([image.reshape(-1, 3) for image in images]).T.float().unbind(0)
     found, weights = embed(features, names)
-    first = 0
-    for index, (height, width) in enumerate(zip(heights, widths, strict=True)):
-        found[:, first : first + height * width] += index * names.count
-        first += height * width
-    lattice = connect(found, weights, names)
-    lattice.weights.mul_((strength / (path.density(lattice) + 1e-20)).sqrt_())
-    return lattice
+    sizes = [height * width for height, width in zip(heights, widths, strict=True)]
+    for index, part in enumerate(found.split(sizes, dim=1)):
+        part += index * names.count
+    return connect(found, weights.to(dtype), names)
 
 
 def _positions(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

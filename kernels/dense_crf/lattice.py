@@ -44,7 +44,7 @@ class Lattice(NamedTuple):
 
 
 class Names(NamedTuple):
-    """How a vertex becomes one integer: its first d coordinates in a mixed radix, so that steps add constants.
+    """How a vertex becomes an integer: its first d coordinates in a mixed radix, so that steps add constants.
 
     Attributes:
         scale: of each feature.
@@ -130,7 +130,9 @@ def embed(features: Sequence[Tensor], names: Names) -> tuple[Tensor, Tensor]:
     base += turn
     offset = (lifted - base).mul_(1 / count)
     ordered = torch.empty_like(offset).scatter_(0, rank, offset)
-    which = torch.empty_like(rank).scatter_(0, rank, torch.arange(count, device=rank.device)[:, None].expand_as(rank))
+    which = torch.empty_like(rank).scatter_(
+        0, rank, torch.arange(count, device=rank.device)[:, None].expand_as(rank)
+    )
     jump = torch.tensor([*(count * value for value in names.radix), 0], device=rank.device)
     found, weights = torch.empty_like(rank), torch.empty_like(offset)
     found[0] = names.origin
@@ -198,7 +200,9 @@ def join(lattices: Sequence[tuple[Lattice, int, int]], corners: int, pixels: int
         vertices[block] = lattice.vertices + vertex
         weights[block] = lattice.weights
         shifted = lattice.neighbours.new_full((axes, *lattice.neighbours.shape[1:]), -1)
-        shifted[: len(lattice.neighbours)] = torch.where(lattice.neighbours < 0, -1, lattice.neighbours + vertex)
+        shifted[: len(lattice.neighbours)] = torch.where(
+            lattice.neighbours < 0, -1, lattice.neighbours + vertex
+        )
         neighbours.append(shifted)
         # the same corner's number among all pixels
         numbers.append((lattice.corners // own + corner) * pixels + lattice.corners % own + pixel)
@@ -208,7 +212,12 @@ def join(lattices: Sequence[tuple[Lattice, int, int]], corners: int, pixels: int
     for starts, end in ((pieces, entry), (owners, piece)):
         starts.append(torch.tensor([end], dtype=torch.int32, device=device))
     return Lattice(
-        vertices, weights, torch.cat(neighbours, dim=2), torch.cat(numbers), torch.cat(pieces), torch.cat(owners)
+        vertices,
+        weights,
+        torch.cat(neighbours, dim=2),
+        torch.cat(numbers),
+        torch.cat(pieces),
+        torch.cat(owners),
     )
 
 

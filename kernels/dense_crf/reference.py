@@ -1,4 +1,4 @@
-"""Mean field of a dense CRF in plain PyTorch: what the kernels are held against, and what runs without one."""
+"""Mean field of a dense CRF in plain PyTorch: what the kernels are held against, and what else runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def filtered(lattice: Lattice, q: Tensor) -> Tensor:
 
 
 def density(lattice: Lattice) -> Tensor:
-    """The filter of ones, (P,) float32."""
+    """The filter of ones, (P,), in the type of the weights."""
     return filtered(lattice, torch.ones_like(lattice.weights[:1]))[0]
 
 

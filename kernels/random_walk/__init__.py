@@ -21,8 +21,8 @@ def random_walk(
 
     Args:
         scores: (B, C, rows, columns) float32, means of the cells.
-        affinity: (B, K, rows, columns) float32 in 0..1, what a cell and its neighbour have in common; 34
-            planes for pairs nearer than 5 cells: (0, 1) to (0, 4), then rows 1 to 4 with columns from -4 to 4.
+        affinity: (B, K, rows, columns) float32 in 0..1, what a cell and its neighbour have in common;
+            34 planes for pairs nearer than 5 cells: (0, 1) to (0, 4), then rows 1 to 4, columns -4 to 4.
         beta: exponent of the affinity, > 0.
         steps: of the walk, >= 0.
         radius: pairs are nearer than this; at most the affinity's own radius.
@@ -50,8 +50,6 @@ def random_walk(
     if choose_triton(OPERATOR, scores, affinity, refusal=refusal):
         from wsss_rt.kernels.random_walk import triton as path
     values = scores.flatten(2)
-    record(
-        OPERATOR, "reference" if path is reference else f"triton[{path.launches(values.shape[2], steps)}]"
-    )
+    record(OPERATOR, "reference" if path is reference else f"triton[{path.launches(values.shape[2], steps)}]")
     walked: Tensor = path.walk(values, transitions(affinity, beta=beta, radius=radius), steps)
     return walked.view(scores.shape)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# cells nearer than this, in the official code, to an edge begin no pair
 _RADII = range(2, 33)
 
 
@@ -29,7 +28,7 @@ class Transitions(NamedTuple):
 
 @lru_cache(maxsize=8)
 def pair_offsets(radius: int) -> tuple[tuple[int, int], ...]:
-    """(rows, columns) from a cell to those nearer than ``radius`` that it forms a pair with, each pair once."""
+    """(rows, columns) from a cell to those nearer than ``radius`` that it pairs with, each pair once."""
     first = [(0, dx) for dx in range(1, radius)]
     others = [(dy, dx) for dy in range(1, radius) for dx in range(1 - radius, radius)]
     return (*first, *(offset for offset in others if offset[0] ** 2 + offset[1] ** 2 < radius**2))

@@ -18,7 +18,17 @@ _LARGEST_BLOCK = 1024
 
 @triton.jit
 def _advance(
-    before, after, weights, shifts, share, start, cells, planes, kinds, BLOCK: tl.constexpr, LANES: tl.constexpr
+    before,
+    after,
+    weights,
+    shifts,
+    share,
+    start,
+    cells,
+    planes,
+    kinds,
+    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """One step of some cells of some planes, which share their weights."""
     cell = start + tl.arange(0, BLOCK)
@@ -77,7 +87,10 @@ def launches(cells: int, steps: int) -> str:
 @torch.library.triton_op("wsss_rt::random_walk", mutates_args=())
 def _random_walk(values: Tensor, weights: Tensor, shifts: list[int], share: Tensor, steps: int) -> Tensor:
     batch, classes, cells = values.shape
-    front, back = values.clone(memory_format=torch.contiguous_format), torch.empty(values.shape, device=values.device)
+    front, back = (
+        values.clone(memory_format=torch.contiguous_format),
+        torch.empty(values.shape, device=values.device),
+    )
     if not values.numel() or not steps:
         return front
     weights, share = weights.contiguous(), share.contiguous()
