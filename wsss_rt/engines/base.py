@@ -29,7 +29,7 @@ class Engine(Protocol):
     """A compiled model that is ready to run.
 
     Attributes:
-        backend: ``onnxruntime``, ``openvino``.
+        backend: one of :data:`wsss_rt.engines.BACKENDS`.
         device: ``cpu``, ``cuda:0``.
         precision: the precision that really runs, e.g. ``float32``.
         card: the model's card.
