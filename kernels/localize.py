@@ -100,13 +100,12 @@ class DeviceMaps:
             ended = self.streams.mark()
         self._running.append(ended)
         rows = 1 + flip
-        own = [slice(index * rows, (index + 1) * rows) for index in range(len(images))]
-        return [
-            Inferred(
-                *([part[cut] for part in kind] for kind in zip(*found, strict=True)), began, ended, len(own)
-            )
-            for cut in own
-        ]
+        inferred = []
+        for index in range(len(images)):
+            own = slice(index * rows, (index + 1) * rows)
+            scores, finite, maps = ([entry[kind][own] for entry in found] for kind in range(3))
+            inferred.append(Inferred(scores, finite, maps, began, ended, len(images)))
+        return inferred
 
     def settle(self, image: Inferred) -> tuple[list[NDArray[np.float32]], bool, float]:
         """Wait for an image's batch: scores per pass, whether all maps are finite, and milliseconds.
