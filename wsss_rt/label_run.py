@@ -17,6 +17,7 @@ from wsss_rt.bottleneck import find_bottleneck
 from wsss_rt.errors import ImageError, WsssError
 from wsss_rt.formats import needs, open_writers, parse_formats
 from wsss_rt.formats.png import MASKS
+from wsss_rt.gate_images import images_to_label
 from wsss_rt.headers import header_size
 from wsss_rt.interrupts import Interrupts
 from wsss_rt.io.atomic import probe_writable, remove_leftovers
@@ -87,7 +88,7 @@ def label_folder(
         previous = run_record.read_run(job.out)
         wanted = needs(job.formats)
         options = replace(job.options, keep_image="image" in wanted, keep_maps="maps" in wanted)
-        opened = closing(_open_engine(job, plan, previous)) if engine is None else nullcontext(engine)
+        opened = closing(_open_engine(job, plan, previous, told)) if engine is None else nullcontext(engine)
         with opened as running, Interrupts() as interrupts:
             labeler = Labeler(engine=running, tags=plan.tags, options=options)
             labeler.warm_up(told.message)
@@ -104,7 +105,7 @@ def _forget(out: Path) -> None:
             raise WsssError(f"cannot remove {path}", why=error.strerror or "", code="read_only") from error
 
 
-def _open_engine(job: Job, plan: Plan, previous: Mapping[str, Any] | None) -> Engine:
+def _open_engine(job: Job, plan: Plan, previous: Mapping[str, Any] | None, told: Progress) -> Engine:
     """The engine; of the earlier run's kind where there is one, so that a folder's masks agree to the bit."""
     from wsss_rt.engines import open_engine
 
@@ -124,6 +125,8 @@ def _open_engine(job: Job, plan: Plan, previous: Mapping[str, Any] | None) -> En
         threads=job.options.threads,
         sample_shape=_typical_shape(plan),
         trial=len(plan.sources) >= WORTH_A_TRIAL,
+        images=lambda: images_to_label([source.path for source in plan.sources]),
+        tell=told.message,
     )
 
 

@@ -135,7 +135,7 @@ class AotInductorEngine(LibraryEngine):
             self.device = f"cuda:{self.torch_device.index}"
             self._limit = BatchLimit(free=torch.cuda.empty_cache)
             if cuda_graphs:
-                self._graphs = _Graphs(self._call)
+                self._graphs = _Graphs(self._call, exhausted=lambda: _exhausted(self.torch_device))
         else:
             torch.set_num_threads(self._threads)
         self._loaded = _load(package, self.torch_device, single=self._graphs is not None)
@@ -210,17 +210,25 @@ class AotInductorEngine(LibraryEngine):
 class _Graphs:
     """Recorded launches of the last shapes that came repeatedly (CUDA graphs).
 
+    A recording keeps the memory of all intermediates. Where that ran out, nothing is recorded any more, and
+    what was is freed: the launches cost less than smaller batches.
+
     Args:
         call: what to record.
+        exhausted: how often memory ran out so far.
     """
 
-    def __init__(self, call: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
-        self._call = call
+    def __init__(
+        self, call: Callable[[Tensor], tuple[Tensor, ...]], *, exhausted: Callable[[], int] = lambda: 0
+    ) -> None:
+        self._call, self._exhausted, self._off = call, exhausted, False
         self._seen: OrderedDict[tuple[int, ...], int] = OrderedDict()
         self._recorded: OrderedDict[tuple[int, ...], tuple[Any, Tensor, tuple[Tensor, ...]]] = OrderedDict()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         shape = tuple(images.shape)
+        if self._off:
+            return self._call(images)
         if shape not in self._recorded:
             count = self._seen.pop(shape, 0) + 1
             self._seen[shape] = count
@@ -230,7 +238,17 @@ class _Graphs:
                 return self._call(images)
             while len(self._recorded) >= _GRAPHS_KEPT:
                 self._recorded.popitem(last=False)
-            self._recorded[shape] = self._record(images)
+            before = self._exhausted()
+            try:
+                self._recorded[shape] = self._record(images)
+            except RuntimeError:
+                # only memory: after an illegal access nothing may be tried again
+                if self._exhausted() == before:
+                    raise
+                self._off = True
+            if self._off:
+                self.clear()
+                return self._call(images)
         self._recorded.move_to_end(shape)
         graph, taken, outputs = self._recorded[shape]
         taken.copy_(images)

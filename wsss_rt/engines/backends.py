@@ -93,6 +93,14 @@ def gpu_present() -> bool:
     return any(os.path.exists(name) for name in _GPU_FILES)
 
 
+def here() -> tuple[str, ...]:
+    """The backends of ONNX files that this machine may have: TensorRT only beside a GPU and its library."""
+    with_gpu = gpu_present() and TRAITS["tensorrt"].installed
+    return tuple(
+        name for name, traits in TRAITS.items() if not traits.packages and (name != "tensorrt" or with_gpu)
+    )
+
+
 def supports(backend: str, precision: str, device: str = "auto") -> bool:
     """Whether a backend computes float32 artifacts in this precision on this device, wherever that is."""
     traits = TRAITS[backend]
@@ -128,15 +136,11 @@ def eligible(backend: str, device: str, precision: str, card: ModelCard, *, pack
             why="it compiles from PyTorch's own program",
             fix="write a package: wsss-rt export RUN --to aotinductor --out FILE.pt2, and give it as --model",
         )
-    names = tuple(name for name in BACKENDS if not TRAITS[name].packages) if backend == "auto" else (backend,)
+    names = here() if backend == "auto" else (backend,)
     if card.precision == "int8" or precision == "int8":
         _check_stored(precision, card, "is stored in", "the quantised model, or drop --precision")
         precision = "auto"
     found = tuple(name for name in names if supports(name, precision, device))
-    if backend == "auto":
-        # what takes minutes to build is no choice where it cannot run
-        worth_it = gpu_present() and TRAITS["tensorrt"].installed
-        found = tuple(name for name in found if name != "tensorrt" or worth_it)
     if not found:
         raise UsageError(
             f"{precision if precision != 'auto' else 'the model'} does not run "
