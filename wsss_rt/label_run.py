@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wsss_rt import run_record
+from wsss_rt.bottleneck import find_bottleneck
 from wsss_rt.errors import ImageError, WsssError
 from wsss_rt.formats import needs, open_writers, parse_formats
 from wsss_rt.formats.png import MASKS
@@ -203,7 +204,8 @@ class _Run:
         )
         if previous is not None and "engine" in previous:
             # the measurements that chose the engine were made when the folder was begun
-            record["engine"] = previous["engine"]
+            record["engine"] = dict(previous["engine"])
+        record["engine"]["localization"] = self.labeler.localization
         return record
 
     def _find_done(self) -> bytearray:
@@ -295,12 +297,18 @@ class _Run:
         record = self.record
         record["status"] = "finished" if not self.summary.stopped else f"stopped: {self.summary.stopped}"
         record["counts"] = self.summary.counts()
+        found = find_bottleneck(
+            self.times.totals(),
+            seconds=self.summary.wall_seconds,
+            threads={"engine": 1, "workers": self.labeler.workers, "writers": WRITERS},
+        )
         record["session"] = {
             "resumed": self.summary.resumed,
             "wall_seconds": round(self.summary.wall_seconds, 3),
             "images_per_second": round(self.summary.images_per_second, 3),
             "stages_ms": self.times.summary(),
             "engine_start_seconds": self.labeler.engine.choice.get("seconds", {}),
+            "bottleneck": None if found is None else found.as_dict(),
             "peak_memory_bytes": run_record.peak_memory_bytes(),
         }
         self.summary.files.append(run_record.write_run(self.job.out, record))

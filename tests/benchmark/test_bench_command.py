@@ -62,7 +62,9 @@ def test_a_bench_measures_model_and_pipeline_and_can_be_held_against_itself(cli:
             stages = row["stages_ms"]
             assert {"read", "decode", "prepare", "infer", "localize", "write", "total"} <= set(stages)
             assert stages["write"]["count"] == 3 * row["runs"] >= 6 and row["failed"] == 0
+            assert row["bottleneck"]["stage"] in stages and max(row["bottleneck"]["busy"].values()) > 0
     assert found["copy_bytes_per_second"] > 1e8 and found["versions"]["onnxruntime"]
+    assert f"{row['key']} waited most for" in " ".join(ended.out.split())
     assert "masks equal %" in ended.out and "images/s" in ended.out and "100.000" in ended.out
     # the same report holds against itself; a faster past fails the command, after the tables
     row = found["rows"][0]

@@ -17,6 +17,7 @@ from tests.cli.label_runs import Cli
 from wsss_rt.engines import Engine, open_engine
 from wsss_rt.engines.batch_limit import BatchLimit
 from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.labeler import Labeler
 from wsss_rt.model_card import read_card
 
 torch = pytest.importorskip("torch")
@@ -126,6 +127,20 @@ class TestCompiled:
         assert run["engine"]["backend"] == "aotinductor" and run["engine"]["precision"] == "float32"
         assert run["engine"]["choice"]["parity"]["passed"] and run["engine"]["choice"]["reason"]
         assert len(list((cli.folder / "out" / "masks").glob("*.png"))) == 3
+
+    def test_maps_that_stay_in_torch_give_the_masks_that_numpy_gives(self, engine: Engine) -> None:
+        equal = pixels = 0
+        for index, (height, width) in enumerate(SIZES):
+            image = np.random.default_rng(index).integers(0, 255, (height, width, 3), dtype=np.uint8)
+            for tags in (None, CLASSES[1:3]):
+                host, device = (
+                    Labeler(engine=engine, localization=name).label(image, tags=tags)
+                    for name in ("numpy", "torch")
+                )
+                assert host.mask is not None and device.mask is not None, (host.error, device.error)
+                assert device.tags == host.tags and device.scores == host.scores
+                equal, pixels = equal + int((host.mask == device.mask).sum()), pixels + host.mask.size
+        assert equal >= 0.9999 * pixels
 
     def test_nothing_is_written_when_the_package_is_not_the_model(
         self, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -64,3 +64,21 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds; it cannot be used afterwards."""
         ...
+
+
+class TensorEngine(Engine, Protocol):
+    """An engine whose outputs can stay on its device, as torch tensors."""
+
+    def run_tensors(self, images: Any) -> tuple[Any, ...]:
+        """:meth:`Engine.run` from device to device, on the current stream, without waiting for the device.
+
+        Args:
+            images: (B, 3, H, W) float32 tensor on ``device``.
+
+        Returns:
+            What the card's ``outputs`` name, in that order, on ``device``.
+
+        Raises:
+            RuntimeError: torch's own, for example when memory runs out.
+        """
+        ...
