@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from wsss_rt.classes import ClassSet
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import WsssError
 from wsss_rt.export.affinity_gate import compare_affinity
+from wsss_rt.export.engines import open_engines
 from wsss_rt.export.graph import OPSET, Weights, build_graph, embedded_paths, outputs_of
 from wsss_rt.gate_images import gate_images
 from wsss_rt.io.atomic import write_atomic
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wsss_rt.engines.base import Engine
     from wsss_rt.training.checkpoints import RunConfig
 
 
@@ -130,7 +129,7 @@ def _gate(
     model: nn.Module, graph: bytes, card: ModelCard, folder: Path | None, weights: Weights
 ) -> ParityReport:
     chosen = gate_images(folder)
-    engines, missing = _open_engines(seal(graph, card), card)
+    engines, missing = open_engines(seal(graph, card), card)
     if card.kind == "affinity":
 
         def affinity(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -162,31 +161,6 @@ def _gate(
         source=chosen.source,
         missing=missing,
     )
-
-
-def _open_engines(artifact: bytes, card: ModelCard) -> tuple[dict[str, Engine], dict[str, str]]:
-    """Every installed engine on the very bytes that are to be written, and why the others are missing."""
-    from wsss_rt.engines.onnxruntime import OnnxRuntimeEngine
-    from wsss_rt.engines.openvino import OpenVinoEngine
-
-    engines: dict[str, Engine] = {}
-    missing: dict[str, str] = {}
-    for kind in (OnnxRuntimeEngine, OpenVinoEngine):
-        try:
-            engines[f"{kind.backend} {_version(kind.backend)}"] = kind(card, artifact)
-        except ImportError as error:
-            missing[kind.backend] = str(error)
-    return engines, missing
-
-
-def _version(package: str) -> str:
-    for name in (package, f"{package}-gpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            # onnxruntime is the import name of several distributions
-            continue
-    return "of unknown version"
 
 
 def _without_folders(value: Any) -> Any:

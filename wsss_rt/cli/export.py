@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +19,7 @@ from wsss_rt.gpu_driver import settle_absent_driver
 if TYPE_CHECKING:
     from torch import nn
 
+    from wsss_rt.cli.export_quantized import Quantisation
     from wsss_rt.export.onnx import ExportReport
     from wsss_rt.model_card import ModelCard
     from wsss_rt.training.checkpoints import RunConfig
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 TARGETS = ("onnx",)
 PLANNED = ("tensorrt", "aotinductor")
 WEIGHTS = ("float32", "float16")
+EXPORT_PRECISIONS = ("float32", "int8")
 # methods whose outputs are no classes
 CLASSLESS = ("psa",)
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "safetensors")
@@ -31,7 +35,11 @@ _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "safetensors")
 
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder, or a checkpoint with --official.")
+        Path,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT|MODEL.onnx",
+            help="Run folder, a checkpoint with --official, or with --precision int8 an exported model.",
+        ),
     ],
     to: Annotated[str, typer.Option(metavar="FORMAT", help="onnx.")] = "onnx",
     out: Annotated[
@@ -76,23 +84,47 @@ def export(
     weights: Annotated[
         str, typer.Option(help="How the file stores them: float32, or float16 for half the size.")
     ] = "float32",
+    precision: Annotated[
+        str, typer.Option(help="float32, or int8: layers quantised by --calibrate.")
+    ] = "float32",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|scenes", help="Of int8: 16 or more images like those to label."),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Of int8: masks of these images, to judge by mIoU too. Scenes bring theirs."
+        ),
+    ] = None,
     skip_parity: Annotated[
-        bool, typer.Option("--skip-parity", help="Write without comparing with PyTorch; the card says so.")
+        bool,
+        typer.Option("--skip-parity", help="Write without comparing with the original; the card says so."),
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compile a trained model to one ONNX file with its card.
 
     The file is first compared with float32 PyTorch on at least eight images, in every engine that is
-    installed; nothing appears under its name unless scores, maps and masks agree.
+    installed; nothing appears under its name unless scores, maps and masks agree. With --precision int8
+    layers are quantised that do not harm the masks, and the others stay in float; half of the images
+    calibrate, the others judge the result.
 
     \b
     Examples:
       wsss-rt export runs/scenes --out scenes.onnx
       wsss-rt export runs/voc --out voc.onnx --images ./photos --weights float16
       wsss-rt export MCTformerV2.pth --official --method mctformer-v2 --classes voc --layers-fused 3
+      wsss-rt export mine.onnx --precision int8 --calibrate ./photos --truth ./masks --out mine-int8.onnx
     """
-    _check_names(to, weights)
+    _check_names(to, weights, precision)
+    quantising = _check_quantisation(source, precision, calibrate, truth, out)
+    if quantising is not None and source.is_file() and source.suffix == ".onnx":
+        from wsss_rt.cli.export_quantized import quantize_file
+
+        _check_target(quantising.out)
+        quantize_file(source, quantising, gate=not skip_parity, json_=json_)
+        return
     overrides = {
         "layers_fused": layers_fused,
         "attention_type": attention_type,
@@ -103,8 +135,10 @@ def export(
     _check_source(
         source, official=official, method=method, classes=classes, backbone=backbone, img_size=img_size
     )
-    target = out if out is not None else Path(f"{source.resolve().stem or 'model'}.onnx")
-    _check_target(target)
+    final = out if out is not None else Path(f"{source.resolve().stem or 'model'}.onnx")
+    if quantising is not None:
+        final = quantising.out
+    _check_target(final)
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("wsss-rt export", extra="export", package=package)
@@ -131,26 +165,59 @@ def export(
             provenance=f"background given at export; otherwise: {config.recommended.provenance}",
         )
         config = replace(config, recommended=recommended)
-    try:
-        report = export_onnx(
-            model,
-            config,
-            target,
-            images=images,
-            weights="float16" if weights == "float16" else "float32",
-            gate=not skip_parity,
-        )
-    except ParityError as error:
-        typer.echo(
-            json.dumps({"written": None, "parity": error.report.as_dict()}, indent=2)
-            if json_
-            else error.report.table()
-        )
-        raise
+    with ExitStack() as stack:
+        target = final
+        if quantising is not None:
+            # the float32 model is a step on the way, and nothing of it stays
+            target = Path(stack.enter_context(TemporaryDirectory(prefix="wsss-rt-"))) / "float32.onnx"
+        try:
+            report = export_onnx(
+                model,
+                config,
+                target,
+                images=images,
+                weights="float16" if weights == "float16" else "float32",
+                gate=not skip_parity,
+            )
+        except ParityError as error:
+            typer.echo(
+                json.dumps({"written": None, "parity": error.report.as_dict()}, indent=2)
+                if json_
+                else error.report.table()
+            )
+            raise
+        if quantising is not None:
+            from wsss_rt.cli.export_quantized import quantize_file
+
+            quantize_file(target, quantising, gate=not skip_parity, json_=json_)
+            return
     typer.echo(json.dumps(_as_dict(report), indent=2, ensure_ascii=False) if json_ else _as_text(report))
 
 
-def _check_names(to: str, weights: str) -> None:
+def _check_quantisation(
+    source: Path, precision: str, calibrate: str | None, truth: Path | None, out: Path | None
+) -> Quantisation | None:
+    if precision == "float32":
+        if calibrate is not None or truth is not None:
+            raise UsageError("--calibrate and --truth only go with --precision int8")
+        return None
+    if calibrate is None:
+        raise UsageError(
+            "--precision int8 needs images to calibrate with",
+            fix="--calibrate DIR, images like those that will be labelled, or --calibrate scenes",
+        )
+    from wsss_rt.cli.export_quantized import Quantisation
+
+    return Quantisation(
+        calibrate, truth, out if out is not None else Path(f"{source.resolve().stem or 'model'}-int8.onnx")
+    )
+
+
+def _check_names(to: str, weights: str, precision: str) -> None:
+    if precision not in EXPORT_PRECISIONS:
+        raise UsageError(
+            f"no precision {precision!r} to export to", fix=nearest(precision, EXPORT_PRECISIONS)
+        )
     if to in PLANNED:
         raise UsageError(f"export to {to} is not built yet", fix="use --to onnx")
     if to not in TARGETS:
@@ -180,7 +247,9 @@ def _check_source(source: Path, *, official: bool, **only_official: Any) -> None
     elif source.is_file() and source.name != "weights.safetensors":
         raise UsageError(
             f"{source} is not a run",
-            fix="give a run folder, or add --official --method METHOD --classes voc|FILE",
+            fix="quantise an exported one with --precision int8 --calibrate DIR"
+            if source.suffix == ".onnx"
+            else "give a run folder, or add --official --method METHOD --classes voc|FILE",
         )
 
 

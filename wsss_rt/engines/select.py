@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # in the order of preference where nothing was measured: the first one starts faster
 BACKENDS = ("onnxruntime", "openvino")
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 # what people write, where the closest spelling would be the wrong guess
 _SYNONYMS = {
@@ -67,7 +67,8 @@ def open_engine(
         model: path of an artifact that ``wsss-rt export`` wrote.
         backend: ``auto``, ``onnxruntime`` or ``openvino``.
         device: ``auto``, ``cpu`` or ``cuda``; auto is cuda where ONNX Runtime can start it.
-        precision: ``auto`` (float32), ``float32``, or ``bfloat16`` (OpenVINO only).
+        precision: ``auto`` (the artifact's own: float32 or int8), ``float32``, ``int8``, or ``bfloat16``
+            (OpenVINO only), which a quantised artifact has beside its int8.
         threads: processors for one image; by default all that the process may use.
         sample_shape: (B, 3, H, W) or (H, W) of a typical input, for the trial.
         cache: whether a trial's outcome is remembered in the user's cache folder.
@@ -121,6 +122,7 @@ def open_engine(
 def _eligible(request: _Request) -> tuple[str, ...]:
     """The backends that could serve the request, before anything is imported."""
     names = BACKENDS if request.backend == "auto" else (request.backend,)
+    _check_stored(request)
     if request.precision == "bfloat16":
         if request.device == "cuda" or "openvino" not in names:
             raise UsageError(
@@ -133,6 +135,21 @@ def _eligible(request: _Request) -> tuple[str, ...]:
             raise UsageError("OpenVINO does not run on cuda", fix="use --backend onnxruntime or --device cpu")
         return ("onnxruntime",)
     return names
+
+
+def _check_stored(request: _Request) -> None:
+    """Refuse int8 of a model that was not quantised, and float32 of one that was."""
+    stored = request.card.precision
+    if request.precision == "int8" and stored != "int8":
+        raise UsageError(
+            f"this model computes in {stored}, not in int8",
+            fix="quantise it first: wsss-rt export MODEL.onnx --precision int8 --calibrate DIR --out FILE",
+        )
+    if request.precision == "float32" and stored == "int8":
+        raise UsageError(
+            "this model is quantised to int8 and has no float32",
+            fix="drop --precision, or give the model that it was made from",
+        )
 
 
 def _open(request: _Request, name: str) -> Engine:
@@ -193,7 +210,7 @@ def _open_onnxruntime(request: _Request) -> Engine:
 def _open_openvino(request: _Request) -> Engine:
     from wsss_rt.engines.openvino import OpenVinoEngine
 
-    precision = "float32" if request.precision == "auto" else request.precision
+    precision = "bfloat16" if request.precision == "bfloat16" else "float32"
     return OpenVinoEngine(request.card, request.model, precision=precision, threads=request.threads)
 
 
