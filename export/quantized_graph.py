@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,8 +127,6 @@ def _insert_pairs(graph: onnx.GraphProto, names: set[str], ranges: Any) -> None:
             rounded[weight] = f"{weight}.rounded"
             added[weight] = [_weight_node(graph, weights[weight], _output_axis(node))]
         node.input[0], node.input[1] = rounded[source], rounded[weight]
-    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
     # those of weights first, those of activations behind what makes them
     nodes = [pair for name in added if name in weights for pair in added[name]]
     given = [value.name for value in graph.input]
@@ -135,8 +134,9 @@ def _insert_pairs(graph: onnx.GraphProto, names: set[str], ranges: Any) -> None:
     for node in graph.node:
         nodes.append(node)
         nodes += [pair for name in node.output if name in added for pair in added[name]]
+    used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+    kept = [copy.deepcopy(tensor) for tensor in graph.initializer if tensor.name in used]
     nodes = [copy.deepcopy(node) for node in nodes]
-    kept = [copy.deepcopy(tensor) for tensor in kept]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
@@ -240,11 +240,12 @@ class _Reader:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library advises, through the root logger, to run a preprocessing that this graph does not need."""
+    """The library prints what it is at, and advises, through the root logger, what this graph does not need."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)

@@ -262,7 +262,7 @@ def test_bench_shows_int8_beside_float32(cli: Cli, tmp_path: Path, quantised: tu
     }  # fmt: skip
     assert engines["onnxruntime int8"]["agreement"]["masks"]["limit"] > 1e-3
     assert engines["openvino int8"]["agreement"]["passed"] is True
-    rows = [row for row in report["model"] if row["engine"].endswith("int8")]
+    rows = [row for row in report["rows"] if row["engine"].endswith("int8")]
     assert len(rows) == 2 and all(row["share_of_products"] is None for row in rows)
 
 
