@@ -1,6 +1,6 @@
 """int8 beside float32 and bfloat16: mIoU on scenes with the embedded model, and time, also of a DeiT-S.
 
-    python benchmarks/quantize.py [--part export|quality|speed|kernels|all] [--work DIR] [--count 300]
+    python benchmarks/quantize.py [--part NAME|all] [--work DIR] [--count 300]
 
 Parts leave their results in the work folder, so that the ones that measure time can run alone on a quiet
 machine; ``all``, or the last of them, stores the whole. Quality goes the way of a user: `wsss-rt export`,
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from commands import wsss_rt
 from record import write_result
 
-PARTS = ("export", "quality", "speed", "kernels")
+PARTS = ("export", "quality", "speed-scenes-v2", "speed-deit-s", "kernels")
 # backend, precision as asked for, whether of the quantised file
 RUNS = {
     "onnxruntime float32": ("onnxruntime", "float32", False),
@@ -97,34 +97,31 @@ def quality(work: Path, *, count: int, seed: int) -> dict[str, Any]:
     return {"count": count, "seed": seed, "miou": found}
 
 
-def speed(work: Path) -> dict[str, Any]:
+def speed(name: str, work: Path) -> dict[str, Any]:
     """Time of the model alone, by ``wsss-rt bench``."""
-    found = {}
-    for name, (whole, int8) in models(work).items():
-        out = work / f"bench-{name}.json"
-        size = ["--size", "x".join(map(str, DEIT_SIZE))] if name == "deit-s" else []
-        wsss_rt(
-            "bench", whole, "--quantized", int8, "--scope", "model", "--seconds", 6 if size else 4,
-            "--json", out, *size,
-        )  # fmt: skip
-        report = json.loads(out.read_text())
-        agreement = {engine["name"]: engine["agreement"] for engine in report["engines"]}
-        found[name] = {
-            "size": report["rows"][0]["size"],
-            "load_before": report["machine"]["load_before"],
-            "skipped": report["skipped"],
-            "rows": [
-                {
-                    "engine": row["engine"],
-                    "ms": {key: row["milliseconds"][key] for key in ("count", "p50", "p90", "mean")},
-                    "masks_equal": 1 - agreement[row["engine"]]["masks"]["mean"],
-                    "map_error_mean": agreement[row["engine"]]["maps"]["mean"],
-                    "agrees": row["agrees"],
-                }
-                for row in report["rows"]
-            ],
-        }
-    return found
+    whole, int8 = models(work)[name]
+    out = work / f"bench-{name}.json"
+    size = ["--size", "x".join(map(str, DEIT_SIZE))] if name == "deit-s" else []
+    wsss_rt(
+        "bench", whole, "--quantized", int8, "--scope", "model", "--seconds", 5, "--json", out, *size
+    )  # fmt: skip
+    report = json.loads(out.read_text())
+    agreement = {engine["name"]: engine["agreement"] for engine in report["engines"]}
+    return {
+        "size": report["rows"][0]["size"],
+        "load_before": report["machine"]["load_before"],
+        "skipped": report["skipped"],
+        "rows": [
+            {
+                "engine": row["engine"],
+                "ms": {key: row["milliseconds"][key] for key in ("count", "p50", "p90", "mean")},
+                "masks_equal": 1 - agreement[row["engine"]]["masks"]["mean"],
+                "map_error_mean": agreement[row["engine"]]["maps"]["mean"],
+                "agrees": row["agrees"],
+            }
+            for row in report["rows"]
+        ],
+    }
 
 
 def kernels(work: Path) -> dict[str, Any]:
@@ -193,7 +190,8 @@ def main() -> None:
     run = {
         "export": lambda: export(work),
         "quality": lambda: quality(work, count=options.count, seed=options.seed),
-        "speed": lambda: speed(work),
+        "speed-scenes-v2": lambda: speed("scenes-v2", work),
+        "speed-deit-s": lambda: speed("deit-s", work),
         "kernels": lambda: kernels(work),
     }
     for part in PARTS if options.part == "all" else (options.part,):

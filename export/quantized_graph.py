@@ -240,7 +240,7 @@ class _Reader:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library prints what it is at, and advises, through the root logger, what this graph does not need."""
+    """The library prints what it does, and warns of a preprocessing that this graph does not need."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

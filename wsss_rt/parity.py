@@ -52,8 +52,8 @@ LIMITS: Mapping[str, Limits] = {
     # eight bits, in every layer: what a mask may differ by is what the whole pipeline may
     "bfloat16": Limits(maps=1e-1, scores=1e-1, masks=5e-3),
     # rounding to 256 steps moves single values of a map a lot and the masks little: these decide
-    "int8": Limits(maps=5e-1, scores=5e-1, masks=3e-2, miou=1e-2),
-    "int8+bfloat16": Limits(maps=5e-1, scores=5e-1, masks=3e-2, miou=1e-2),
+    "int8": Limits(maps=5e-1, scores=5e-1, masks=2e-2, miou=1e-2),
+    "int8+bfloat16": Limits(maps=5e-1, scores=5e-1, masks=2e-2, miou=1e-2),
 }
 
 

@@ -142,7 +142,7 @@ def label(
         str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda. [default: auto]")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16. [default: auto]")
+        str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16, int8. [default: auto]")
     ] = None,
     batch: Annotated[
         str | None, typer.Option(metavar="N", help="Images of one shape per engine call. [default: auto]")
