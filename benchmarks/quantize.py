@@ -67,14 +67,17 @@ def export(work: Path) -> dict[str, Any]:
 
 def _seeded(out: Path) -> None:
     import torch
-    from pipeline.compare import export_model, seeded_state
+    from pipeline.compare import seeded_state
 
     from wsss_rt.training.models import create_model, official_shapes
 
     shapes = official_shapes(create_model("mctformer-v2", num_classes=20, img_size=224))
     state = out.with_suffix(".pth")
     torch.save(seeded_state(shapes), state)
-    export_model(state, out)
+    wsss_rt(
+        "export", state, "--official", "--method", "mctformer-v2", "--classes", "voc", "--layers-fused", 3,
+        "--skip-parity", "--out", out,
+    )  # fmt: skip
 
 
 def quality(work: Path, *, count: int, seed: int) -> dict[str, Any]:

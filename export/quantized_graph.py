@@ -63,7 +63,7 @@ class QuantizableGraph:
         self.layers = tuple(
             Layer(node.name, node.op_type, weights[node.input[1]])
             for node in self._proto.graph.node
-            if node.op_type in LAYERS and len(weights.get(node.input[1], ())) > 1
+            if node.op_type in LAYERS and _fits(node.op_type, weights.get(node.input[1], ()))
         )
         self._all_ranges: dict[str, Any] = {}
         self._ranges: Any = None
@@ -106,6 +106,11 @@ class QuantizableGraph:
         onnx.checker.check_model(proto)
         data: bytes = proto.SerializeToString(deterministic=True)
         return data
+
+
+def _fits(operator: str, weight: tuple[int, ...]) -> bool:
+    """Whether these are weights; products of several matrices at once have no output channel."""
+    return len(weight) > 2 if operator == "Conv" else len(weight) == 2
 
 
 def _insert_pairs(graph: onnx.GraphProto, names: set[str], ranges: Any) -> None:
