@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.cli.label_runs import Cli
-from tests.label_models import BIAS, COLORS, PATCH, blocks, color_card
+from tests.label_models import BIAS, PATCH, blocks, color_card
 from wsss_rt.engines import open_engine
-from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.errors import UsageError
 from wsss_rt.io.atomic import write_atomic
 from wsss_rt.model_card import read_card, seal
 
@@ -296,10 +296,27 @@ def test_a_model_of_other_classes_is_judged_by_its_masks_alone() -> None:
     from wsss_rt.export.calibration_images import calibration_images
 
     chosen = calibration_images("scenes", None, color_card(), judging=8)
-    assert len(chosen.judging) == 8 and set(chosen.truths) == {None} and COLORS
+    assert len(chosen.judging) == 8 and set(chosen.truths) == {None}
 
 
-def test_an_error_of_the_gate_is_an_error_of_the_project() -> None:
-    from wsss_rt.export.quantize import QualityError
+@pytest.mark.slow
+def test_a_run_is_quantised_without_a_float32_file_of_it(tmp_path: Path, cli: Cli) -> None:
+    pytest.importorskip("onnxscript")
+    from tests.exported import CLASSES, exported
 
-    assert issubclass(QualityError, WsssError)
+    images = write_images(tmp_path / "photos", 16)
+    out = tmp_path / "made" / "tiny.onnx"
+    done = cli(
+        "export", exported().run, "--precision", "int8", "--calibrate", images, "--skip-parity",
+        "--out", out, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["quality"] == "skipped" and report["in_float"] == [] and report["quantized"] > 8
+    assert [path.name for path in out.parent.iterdir()] == ["tiny.onnx"]
+    card = read_card(out)
+    assert (card.precision, card.classes, card.quality["int8"]) == ("int8", CLASSES, "skipped")
+    pixels = np.random.default_rng(0).standard_normal((1, 3, 64, 71), dtype=np.float32)
+    maps = [open_engine(file, backend="openvino").infer(pixels).maps for file in (out, exported().path)]
+    assert maps[0].shape == maps[1].shape
+    assert 0 < np.abs(maps[0] - maps[1]).mean() < 0.2 * np.abs(maps[1]).max()
