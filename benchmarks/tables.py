@@ -166,6 +166,37 @@ def methods(result: dict[str, Any]) -> str:
     return markdown(head, rows) + note
 
 
+def quantize(result: dict[str, Any]) -> str:
+    """int8 beside float32 and bfloat16."""
+    head = ["model, engine", "mIoU", "masks equal, %", "ms", "times bfloat16's speed"]
+    rows, sizes = [], {}
+    miou = result["quality"]["miou"]
+    for name in ("scenes-v2", "deit-s"):
+        found = result[f"speed-{name}"]
+        sizes[name] = "x".join(map(str, found["size"]))
+        base = next(row for row in found["rows"] if row["engine"] == "openvino bfloat16")["ms"]["p50"]
+        for row in found["rows"]:
+            judged = name == "scenes-v2"
+            rows.append(
+                [
+                    f"{name}, {row['engine']}",
+                    percent(miou.get(row["engine"])) if judged else "–",
+                    percent_exact(row["masks_equal"]) if judged else "–",
+                    f"{row['ms']['p50']:.1f}",
+                    f"{base / row['ms']['p50']:.2f}",
+                ]
+            )
+    made = result["export"]["scenes-v2"]
+    note = (
+        f"\nmIoU: {result['quality']['count']} scenes, tags given, no CRF; "
+        f"ms: median of one pass at {sizes['scenes-v2']} px and, for MCTformer-V2 on DeiT-S with seeded "
+        f"weights, whose masks mean nothing, {sizes['deit-s']} px, all engines in turns. Of scenes-v2 "
+        f"{made['layers']} layers run in int8, {len(made['in_float'])} with weights stay in float; "
+        f"{made['bytes'] / 1e6:.1f} MB in place of {made['bytes_float32'] / 1e6:.1f}. {machine_line(result)}"
+    )
+    return markdown(head, rows) + note
+
+
 def methods_maps(result: dict[str, Any]) -> str:
     """The maps of every method, with and without refinement."""
     refinements = ("", "+affinity", "+similarity")
@@ -190,6 +221,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "refine_quality": refine_quality,
     "methods": methods,
     "methods_maps": methods_maps,
+    "quantize": quantize,
 }
 
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from torch import nn
 from wsss_rt.classes import ClassSet
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import WsssError
+from wsss_rt.export.engines import open_engines
 from wsss_rt.export.graph import OPSET, Weights, build_graph, embedded_paths, outputs_of
 from wsss_rt.gate_images import gate_images
 from wsss_rt.io.atomic import write_atomic
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wsss_rt.engines.base import Engine
     from wsss_rt.training.checkpoints import RunConfig
 
 
@@ -129,7 +128,7 @@ def make_card(model: nn.Module, config: RunConfig, *, weights: Weights = "float3
 def _gate(
     model: nn.Module, graph: bytes, card: ModelCard, folder: Path | None, weights: Weights
 ) -> ParityReport:
-    engines, missing = _open_engines(seal(graph, card), card)
+    engines, missing = open_engines(seal(graph, card), card)
     return gate_against(model, engines, missing, card, folder, weights)
 
 
@@ -183,31 +182,6 @@ def gate_against(
         source=chosen.source,
         missing=missing,
     )
-
-
-def _open_engines(artifact: bytes, card: ModelCard) -> tuple[dict[str, Engine], dict[str, str]]:
-    """Every installed engine on the very bytes that are to be written, and why the others are missing."""
-    from wsss_rt.engines.onnxruntime import OnnxRuntimeEngine
-    from wsss_rt.engines.openvino import OpenVinoEngine
-
-    engines: dict[str, Engine] = {}
-    missing: dict[str, str] = {}
-    for kind in (OnnxRuntimeEngine, OpenVinoEngine):
-        try:
-            engines[f"{kind.backend} {_version(kind.backend)}"] = kind(card, artifact)
-        except ImportError as error:
-            missing[kind.backend] = str(error)
-    return engines, missing
-
-
-def _version(package: str) -> str:
-    for name in (package, f"{package}-gpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            # onnxruntime is the import name of several distributions
-            continue
-    return "of unknown version"
 
 
 def _without_folders(value: Any) -> Any:

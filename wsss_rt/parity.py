@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from wsss_rt import localize, segment
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import WsssError
+from wsss_rt.metrics.confusion import ConfusionMatrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 Infer = Callable[["NDArray[np.float32]"], EngineOutput]
 
+# the name of the reference among mIoUs
+REFERENCE = "reference"
 # keeps the ratio finite where a map is zero everywhere
 _TINY = 1e-12
 
@@ -31,11 +35,13 @@ class Limits:
         maps: largest error of an image's maps, over the largest value in them.
         scores: largest error of an image's logits, over the largest of them or 1.
         masks: fraction of all pixels whose class may differ.
+        miou: what the mIoU may fall by, 0..1, where there is truth; None does not ask.
     """
 
     maps: float
     scores: float
     masks: float
+    miou: float | None = None
 
 
 # float16 keeps eleven bits of each weight, which moves maps a hundred times more than float32 rounding does;
@@ -45,6 +51,9 @@ LIMITS: Mapping[str, Limits] = {
     "float16": Limits(maps=5e-3, scores=5e-3, masks=1e-3),
     # eight bits, in every layer: what a mask may differ by is what the whole pipeline may
     "bfloat16": Limits(maps=1e-1, scores=1e-1, masks=5e-3),
+    # rounding to 256 steps moves single values of a map a lot and the masks little: these decide
+    "int8": Limits(maps=5e-1, scores=5e-1, masks=2e-2, miou=1e-2),
+    "int8+bfloat16": Limits(maps=5e-1, scores=5e-1, masks=2e-2, miou=1e-2),
 }
 
 
@@ -54,8 +63,8 @@ class ParityRow:
 
     Attributes:
         engine: name and version.
-        output: ``scores``, ``maps`` or ``masks``.
-        worst: of the worst image; for masks the fraction of its pixels that differ.
+        output: ``scores``, ``maps``, ``masks`` or ``miou``.
+        worst: of the worst image; for masks the fraction of its pixels that differ; for mIoU how far it fell.
         mean: over all images and values.
         limit: for ``worst``; for masks, for ``mean``.
     """
@@ -82,6 +91,8 @@ class ParityReport:
         source: what images, in words.
         missing: engines that could not take part, with the reason.
         against: what the reference was, in words.
+        miou: by engine, and of the ``reference``, against the truth with the true classes as tags, 0..1;
+            empty where there was no truth.
     """
 
     rows: tuple[ParityRow, ...]
@@ -89,6 +100,7 @@ class ParityReport:
     source: str
     missing: Mapping[str, str]
     against: str = "float32 PyTorch"
+    miou: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -105,7 +117,7 @@ class ParityReport:
                 "limit": row.limit,
                 "passed": row.passed,
             }
-        return {
+        found: dict[str, Any] = {
             "against": self.against,
             "images": self.images,
             "source": self.source,
@@ -113,6 +125,9 @@ class ParityReport:
             "engines": engines,
             "missing": dict(self.missing),
         }
+        if self.miou:
+            found["miou"] = {name: round(value, 4) for name, value in self.miou.items()}
+        return found
 
     def table(self) -> str:
         """The rows as text, for a terminal."""
@@ -122,6 +137,7 @@ class ParityReport:
             f"{'PASS' if row.passed else 'FAIL'}{' (on the mean)' if row.output == 'masks' else ''}"
             for row in self.rows
         ]
+        lines += [f"{name:24} {'mIoU':8} {100 * value:10.2f}" for name, value in self.miou.items()]
         lines += [f"{name:24} not checked: {reason}" for name, reason in self.missing.items()]
         return "\n".join(lines)
 
@@ -170,6 +186,7 @@ def compare(
     source: str,
     missing: Mapping[str, str] | None = None,
     against: str = "float32 PyTorch",
+    truths: Sequence[NDArray[np.uint8] | None] = (),
 ) -> ParityReport:
     """Run the images through the model and each engine.
 
@@ -182,14 +199,20 @@ def compare(
         source: what images these are, for the report.
         missing: engines that cannot take part, with the reason.
         against: what the reference is, for the report.
+        truths: per image its true mask, values as in masks, 255 unknown, or None; empty for no image. With
+            them, and a limit for it, the mIoU of masks with the true classes as tags is compared as well.
     """
+    judged = {name: ConfusionMatrix(len(card.classes) + 1) for name in (REFERENCE, *engines)}
     found: dict[str, list[tuple[_Difference, _Difference, _Difference]]] = {name: [] for name in engines}
-    for image in images:
+    for image, truth in zip_longest(images, truths):
         tensor = localize.prepare_passes(image, card.input, scales=(1.0,), flip=False)[0].images
         expected = reference(tensor)
         size = (image.shape[0], image.shape[1])
         present = _present(expected, card)
         mask = _mask(expected, present, size, card)
+        tags = () if truth is None else _tags(truth, card)
+        if truth is not None:
+            judged[REFERENCE].update(_mask(expected, tags, size, card), truth)
         for name, engine in engines.items():
             got = engine.infer(tensor)
             scores = _difference(got.scores, expected.scores, max(1.0, float(np.abs(expected.scores).max())))
@@ -198,6 +221,8 @@ def compare(
             if got.maps.shape == expected.maps.shape and np.isfinite(got.maps).all():
                 differing = int(np.count_nonzero(_mask(got, present, size, card) != mask))
                 masks = _Difference(differing / mask.size, differing, mask.size)
+                if truth is not None:
+                    judged[name].update(_mask(got, tags, size, card), truth)
             found[name].append((scores, maps, masks))
     rows = []
     for name, triples in found.items():
@@ -213,7 +238,13 @@ def compare(
                 difference.count for difference in differences
             )
             rows.append(ParityRow(name, output, worst, mean, limit))
-    return ParityReport(tuple(rows), len(images), source, dict(missing or {}), against)
+    miou = {}
+    if limits.miou is not None and any(truth is not None for truth in truths):
+        miou = {name: matrix.miou() for name, matrix in judged.items()}
+        for name in engines:
+            fell = miou[REFERENCE] - miou[name]
+            rows.append(ParityRow(name, "miou", fell, fell, limits.miou))
+    return ParityReport(tuple(rows), len(images), source, dict(missing or {}), against, miou)
 
 
 @dataclass(frozen=True)
@@ -237,6 +268,13 @@ def _present(output: EngineOutput, card: ModelCard) -> tuple[int, ...]:
     probabilities = localize.tag_probabilities([output.scores])
     predicted = localize.predict_tags(probabilities, card.recommended.tag_thresholds)
     return tuple(sorted({*predicted, *(int(index) for index in np.argsort(-probabilities)[:2])}))
+
+
+def _tags(truth: NDArray[np.uint8], card: ModelCard) -> tuple[int, ...]:
+    """The classes that compete in a mask that truth judges: those in it; a segmenter's all."""
+    if card.kind == "segmenter":
+        return tuple(range(len(card.classes)))
+    return tuple(int(value) - 1 for value in np.unique(truth) if 0 < value <= len(card.classes))
 
 
 def _mask(

@@ -28,7 +28,8 @@ class ModelRow:
         flops_by_operator: the same, by operator of ONNX.
         uncounted: operators in the graph that hold products which are not counted.
         flops_per_second: reached.
-        share_of_products: of the rate of plain matrix products in the same library and precision.
+        share_of_products: of the rate of plain matrix products in the same library and precision; None for
+            int8, of which that rate is not measured.
         bytes: that the counted products of one image read and write, each operand and result once.
         bytes_per_second: reached; caches can make it more than a copy of memory reaches.
         speed_up: images per second over those of the first engine; None where either's masks are wrong.
@@ -45,7 +46,7 @@ class ModelRow:
     flops_by_operator: Mapping[str, int]
     uncounted: tuple[str, ...]
     flops_per_second: float
-    share_of_products: float
+    share_of_products: float | None
     bytes: int
     bytes_per_second: float
     speed_up: float | None = None

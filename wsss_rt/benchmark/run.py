@@ -20,10 +20,11 @@ from wsss_rt.benchmark.flops import Count, count_pass
 from wsss_rt.benchmark.memory import peak_growth
 from wsss_rt.benchmark.pipeline import LEAST_RUNS, PipelineTask
 from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report, speed_ups
-from wsss_rt.benchmark.subjects import Subject, judge, open_subjects, wanted
+from wsss_rt.benchmark.subjects import Subject, judge, open_subjects, quantized_pairs, wanted
 from wsss_rt.benchmark.turns import Task, run_in_turns
 from wsss_rt.bottleneck import find_bottleneck
 from wsss_rt.engines.runtime import default_threads
+from wsss_rt.errors import UsageError
 from wsss_rt.label_plan import Job
 from wsss_rt.label_run import WRITERS
 from wsss_rt.labeler import pool_size
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 SCOPES = ("model", "pipeline", "both")
 # bytes of a number as the engine holds it
 _WIDTHS = {"float32": 4, "bfloat16": 2}
+# the ceiling is measured by a model that knows no int8
+_NO_CEILING = ("int8", "int8+bfloat16")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Request:
         limit: images of the pipeline.
         refine, tags: of the pipeline, as ``label`` takes them.
         device, threads: as ``open_engine`` takes them.
+        quantized: the same model in int8, as ``export --precision int8`` wrote it; measured beside it.
     """
 
     model: str | Path | None = None
@@ -73,6 +77,7 @@ class Request:
     tags: str | None = None
     device: str = "auto"
     threads: int | None = None
+    quantized: Path | None = None
 
 
 def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -> Report:
@@ -89,6 +94,7 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
     path = find_model(request.model)
     card, model = read_artifact(path)
     refuse_kind(card, str(path))
+    _check_quantized(card, path, request.quantized)
     pairs = wanted(request.backends, request.precisions)
     sizes = request.sizes or (inputs_.default_size(card.input),)
     threads = request.threads or default_threads()
@@ -108,11 +114,24 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
             threads=request.threads,
             tell=tell,
         )
+        if request.quantized is not None:
+            more, also_skipped = open_subjects(
+                request.quantized,
+                quantized_pairs(pairs),
+                [arrays[0] for arrays in model_inputs.values()],
+                device=request.device,
+                threads=request.threads,
+                tell=tell,
+            )
+            subjects += more
+            skipped |= also_skipped
         for subject in subjects:
             stack.callback(subject.engine.close)
         tell("measuring what this machine can do at most")
         copy = copy_rate(threads)
         for subject in subjects:
+            if subject.engine.precision in _NO_CEILING:
+                continue
             subject.product_rate = product_rate(subject.engine, seconds=min(1.0, request.seconds))
         tell("comparing masks with those of float32 ONNX Runtime")
         judge(path, subjects, given.decoded, threads=request.threads)
@@ -152,6 +171,22 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
     )
 
 
+def _check_quantized(card: ModelCard, path: Path, quantized: Path | None) -> None:
+    """Refuse an int8 model without the float32 model that it is judged by, or with another one."""
+    if card.precision == "int8":
+        raise UsageError(
+            f"{path} is quantised, and is measured beside the model that it was made from",
+            fix=f"wsss-rt bench MODEL.onnx --quantized {path}",
+        )
+    if quantized is None:
+        return
+    made = read_artifact(quantized)[0].options.get("quantized", {})
+    if made.get("from") != card.weights_sha256:
+        raise UsageError(
+            f"{quantized} was not made from {path}", fix="give the two files that belong together"
+        )
+
+
 def _model_rows(
     subjects: Sequence[Subject], arrays: Sequence[NDArray[np.float32]], count: Count, seconds: float
 ) -> list[ModelRow]:
@@ -180,7 +215,9 @@ def _model_rows(
                 flops_by_operator=dict(count.operators),
                 uncounted=count.uncounted,
                 flops_per_second=count.flops * passes,
-                share_of_products=count.flops * passes / subject.product_rate,
+                share_of_products=count.flops * passes / subject.product_rate
+                if subject.product_rate
+                else None,
                 bytes=elements,
                 bytes_per_second=elements * passes,
             )

@@ -84,7 +84,8 @@ def wanted(backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str
     Raises:
         UsageError: an unknown name.
     """
-    known_precisions = tuple(name for name in PRECISIONS if name != "auto")
+    # int8 is another file, see quantized_pairs
+    known_precisions = tuple(name for name in PRECISIONS if name not in ("auto", "int8"))
     for names, known, option in (
         (backends, BACKENDS, "backend"),
         (precisions, known_precisions, "precision"),
@@ -96,6 +97,12 @@ def wanted(backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str
     # what was not asked for by name, and cannot be, is no row that anybody misses
     possible = [pair for pair in pairs if (backends and precisions) or supports(*pair)]
     return sorted(possible or pairs, key=lambda pair: pair != REFERENCE)
+
+
+def quantized_pairs(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What a quantised file is opened with beside these pairs: int8, and int8 with the rest in bfloat16."""
+    found = dict.fromkeys((backend, "int8") for backend, _ in pairs)
+    return [*found, *(pair for pair in pairs if pair == ("openvino", "bfloat16"))]
 
 
 def open_subjects(
@@ -141,6 +148,7 @@ def open_subjects(
             except WsssError as error:
                 skipped[name] = str(error)
                 continue
+            name = f"{backend} {engine.precision}"
             if engine.device != "cpu":
                 name = f"{name} {engine.device}"
             subject = Subject(name, windowed(engine))

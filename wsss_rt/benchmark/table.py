@@ -81,7 +81,7 @@ def _show_engines(report: Report) -> None:
                 engine["name"],
                 *(f"{seconds.get(stage, 0):.2f}" for stage in ("read", "import", "build")),
                 _megabytes(engine["memory_bytes"]),
-                f"{engine['product_flops_per_second'] / 1e9:.0f}",
+                _rate(engine["product_flops_per_second"]),
                 f"{100 * (1 - found['masks']['mean']):.3f}",
                 f"{found['maps']['worst']:.1e}",
                 "yes" if found["passed"] else "NO",
@@ -144,7 +144,7 @@ def _model_cells(row: ModelRow, copy_rate: float) -> list[str]:
         str(row.milliseconds["count"]),
         _number(row.images_per_second),
         f"{row.flops_per_second / 1e9:.1f}",
-        f"{100 * row.share_of_products:.0f}",
+        "-" if row.share_of_products is None else f"{100 * row.share_of_products:.0f}",
         f"{row.bytes_per_second / 1e9:.1f}",
         f"{100 * row.bytes_per_second / copy_rate:.0f}",
         _speed_up(row),
@@ -195,6 +195,10 @@ def _speed_up(row: ModelRow | PipelineRow) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _rate(value: float) -> str:
+    return f"{value / 1e9:.0f}" if value else "-"
 
 
 def _megabytes(value: int | None) -> str:

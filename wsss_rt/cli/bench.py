@@ -57,6 +57,10 @@ def bench(
     json_out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write JSON as well; - prints it alone.")
     ] = None,
+    quantized: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The same model in int8, by `export --precision int8`, beside it."),
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(metavar="OLD.json", help="Show what changed since that --json.")
     ] = None,
@@ -165,6 +169,7 @@ def bench(
         tags=tags,
         device=device,
         threads=threads,
+        quantized=quantized,
     )
     # read first: a wrong file should not cost the measurement
     before = None if compare is None else read_report(compare)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from wsss_rt.errors import MissingExtraError, UsageError, nearest
+from wsss_rt.cli.export_checks import (
+    TARGETS,
+    check_names,
+    check_quantisation,
+    check_source,
+    check_target,
+)
+from wsss_rt.errors import MissingExtraError, UsageError
 from wsss_rt.gpu_driver import settle_absent_driver
 
 if TYPE_CHECKING:
@@ -21,13 +30,6 @@ if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
     from wsss_rt.training.checkpoints import RunConfig
 
-# with what their files end in
-TARGETS = {"onnx": ".onnx", "aotinductor": ".pt2", "tensorrt": ".plan"}
-WEIGHTS = ("float32", "float16")
-# of compiled code
-PRECISIONS = ("float32", "bfloat16", "float16")
-# methods whose outputs are no classes
-CLASSLESS = ("psa",)
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "safetensors")
 
 
@@ -35,8 +37,8 @@ def export(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN|CHECKPOINT|MODEL",
-            help="Run folder; a checkpoint with --official; an ONNX file with --to tensorrt.",
+            metavar="RUN|CHECKPOINT|MODEL.onnx",
+            help="Run folder; a checkpoint with --official; for tensorrt and int8 an ONNX file.",
         ),
     ],
     to: Annotated[
@@ -93,31 +95,47 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="With --to aotinductor or tensorrt: float32, bfloat16, float16.", show_default=False
+            help="int8: layers quantised by --calibrate. To aotinductor or tensorrt: float32, bfloat16, float16.",
+            show_default=False,
         ),
     ] = "",
     device: Annotated[
         str, typer.Option(help="With --to aotinductor: cpu or cuda, which must be here.", show_default=False)
     ] = "",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|scenes", help="Of int8: 16 or more images like those to label."),
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Of int8: masks of these images, to judge by mIoU too. Scenes bring theirs."
+        ),
+    ] = None,
     skip_parity: Annotated[
-        bool, typer.Option("--skip-parity", help="Write without comparing with PyTorch; the card says so.")
+        bool,
+        typer.Option("--skip-parity", help="Write without comparing with the original; the card says so."),
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compile a trained model to one file with its card: ONNX for any machine, or a package for this kind.
 
     The file is first compared with float32 PyTorch on at least eight images, in every engine that is
-    installed; nothing appears under its name unless scores, maps and masks agree.
+    installed; nothing appears under its name unless scores, maps and masks agree. With --precision int8
+    layers are quantised that do not harm the masks, and the others stay in float; half of the images
+    calibrate, the others judge the result.
 
     \b
     Examples:
       wsss-rt export runs/scenes --out scenes.onnx
       wsss-rt export runs/voc --out voc.onnx --images ./photos --weights float16
       wsss-rt export MCTformerV2.pth --official --method mctformer-v2 --classes voc --layers-fused 3
+      wsss-rt export mine.onnx --precision int8 --calibrate ./photos --truth ./masks --out mine-int8.onnx
       wsss-rt export runs/voc --to aotinductor --device cuda --precision bfloat16 --out voc.pt2
       wsss-rt export voc.onnx --to tensorrt --precision float16
     """
-    _check_names(to, weights, precision, device)
+    check_names(to, weights, precision, device)
+    quantising = check_quantisation(source, precision, calibrate, truth, out)
     if to == "tensorrt":
         others = {
             "--out": out, "--official": official or None, "--method": method, "--classes": classes,
@@ -129,6 +147,12 @@ def export(
             source, [name for name, value in others.items() if value is not None], precision, images, json_
         )
         return
+    if quantising is not None and source.is_file() and source.suffix == ".onnx":
+        from wsss_rt.cli.export_quantized import quantize_file
+
+        check_target(quantising.out, TARGETS["onnx"])
+        quantize_file(source, quantising, gate=not skip_parity, json_=json_)
+        return
     overrides = {
         "layers_fused": layers_fused,
         "attention_type": attention_type,
@@ -136,11 +160,13 @@ def export(
         "affinity_source": affinity_source,
     }
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    _check_source(
+    check_source(
         source, official=official, method=method, classes=classes, backbone=backbone, img_size=img_size
     )
     target = out if out is not None else Path(f"{source.resolve().stem or 'model'}{TARGETS[to]}")
-    _check_target(target, TARGETS[to])
+    if quantising is not None:
+        target = quantising.out
+    check_target(target, TARGETS[to])
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("wsss-rt export", extra="export", package=package)
@@ -170,25 +196,35 @@ def export(
             provenance=f"background given at export; otherwise: {config.recommended.provenance}",
         )
         config = replace(config, recommended=recommended)
-    try:
-        report = _write(
-            model,
-            config,
-            target,
-            to=to,
-            weights=weights,
-            precision=precision,
-            device=device,
-            images=images,
-            gate=not skip_parity,
-        )
-    except ParityError as error:
-        typer.echo(
-            json.dumps({"written": None, "parity": error.report.as_dict()}, indent=2)
-            if json_
-            else error.report.table()
-        )
-        raise
+    with ExitStack() as stack:
+        written = target
+        if quantising is not None:
+            # the float32 model is a step on the way, and nothing of it stays
+            written = Path(stack.enter_context(TemporaryDirectory(prefix="wsss-rt-"))) / "float32.onnx"
+        try:
+            report = _write(
+                model,
+                config,
+                written,
+                to=to,
+                weights=weights,
+                precision=precision,
+                device=device,
+                images=images,
+                gate=not skip_parity,
+            )
+        except ParityError as error:
+            typer.echo(
+                json.dumps({"written": None, "parity": error.report.as_dict()}, indent=2)
+                if json_
+                else error.report.table()
+            )
+            raise
+        if quantising is not None:
+            from wsss_rt.cli.export_quantized import quantize_file
+
+            quantize_file(written, quantising, gate=not skip_parity, json_=json_)
+            return
     typer.echo(json.dumps(_as_dict(report), indent=2, ensure_ascii=False) if json_ else _as_text(report))
 
 
@@ -221,62 +257,6 @@ def _write(
 
     stored: Literal["float32", "float16"] = "float16" if weights == "float16" else "float32"
     return export_onnx(model, config, target, weights=stored, **options)
-
-
-def _check_names(to: str, weights: str, precision: str, device: str) -> None:
-    for value, choices, what in (
-        (to, TARGETS, "export format"),
-        (weights, WEIGHTS, "weight storage"),
-        (precision or "float32", PRECISIONS, "precision of a package"),
-        (device or "cpu", ("cpu", "cuda"), "device of a package"),
-    ):
-        if value not in choices:
-            raise UsageError(f"no {what} {value!r}", fix=nearest(value, choices))
-    if (to == "onnx" and precision) or (to != "aotinductor" and device):
-        raise UsageError(
-            f"{'--device' if device else '--precision'} only goes with --to aotinductor"
-            f"{'' if device else ' or tensorrt'}",
-            why="an ONNX file is compiled where it runs"
-            if to == "onnx"
-            else "a plan is built for the GPU here",
-        )
-    if to != "onnx" and weights != "float32":
-        raise UsageError("--weights only goes with --to onnx", fix="use --precision float16")
-
-
-def _check_source(source: Path, *, official: bool, **only_official: Any) -> None:
-    if not source.exists():
-        raise UsageError(
-            f"no run or checkpoint at {source}", fix="give the folder that `wsss-rt train` wrote"
-        )
-    given = [f"--{name.replace('_', '-')}" for name, value in only_official.items() if value is not None]
-    if official:
-        wanted = ("method",) if only_official["method"] in CLASSLESS else ("method", "classes")
-        missing = [name for name in wanted if only_official[name] is None]
-        if missing:
-            raise UsageError(
-                "an official checkpoint says neither its method nor its classes",
-                fix="add " + " and ".join(f"--{name}" for name in missing),
-            )
-        if source.is_dir():
-            raise UsageError(f"{source} is a folder", fix="give the checkpoint's file, or drop --official")
-    elif given:
-        raise UsageError(f"{', '.join(given)} only goes with --official", why="a run says this itself")
-    elif source.is_file() and source.name != "weights.safetensors":
-        raise UsageError(
-            f"{source} is not a run",
-            fix="give a run folder, or add --official --method METHOD --classes voc|FILE",
-        )
-
-
-def _check_target(target: Path, suffix: str) -> None:
-    """Find out in the first second, and not after the export, that the file cannot be written."""
-    from wsss_rt.io.atomic import probe_writable
-
-    if target.is_dir():
-        raise UsageError(f"--out {target} is a folder", fix=f"give a file name that ends in {suffix}")
-    if target.parent.exists():
-        probe_writable(target.parent)
 
 
 def _load_official(

@@ -138,8 +138,9 @@ def eligible(backend: str, device: str, precision: str, card: ModelCard, *, pack
         )
     names = here() if backend == "auto" else (backend,)
     if card.precision == "int8" or precision == "int8":
-        _check_stored(precision, card, "is stored in", "the quantised model, or drop --precision")
-        precision = "auto"
+        _check_quantised(precision, card)
+        # beside its int8 an artifact computes in float32, or in what is asked for and an engine has
+        precision = "auto" if precision == "int8" else precision
     found = tuple(name for name in names if supports(name, precision, device))
     if not found:
         raise UsageError(
@@ -155,6 +156,20 @@ def eligible(backend: str, device: str, precision: str, card: ModelCard, *, pack
 def _check_stored(precision: str, card: ModelCard, words: str, other: str) -> None:
     if precision not in ("auto", card.precision):
         raise UsageError(f"this model {words} {card.precision}, not {precision}", fix=f"use {other}")
+
+
+def _check_quantised(precision: str, card: ModelCard) -> None:
+    """Refuse int8 of a model that was not quantised, and float32 of one that was."""
+    if card.precision != "int8":
+        raise UsageError(
+            f"this model computes in {card.precision}, not in int8",
+            fix="quantise it first: wsss-rt export MODEL.onnx --precision int8 --calibrate DIR --out FILE",
+        )
+    if precision == "float32":
+        raise UsageError(
+            "this model is quantised to int8 and has no float32",
+            fix="drop --precision, or give the model that it was made from",
+        )
 
 
 def _who_could(precision: str) -> str:

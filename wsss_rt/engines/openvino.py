@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from wsss_rt.engines.runtime import LibraryEngine, load_error
+from wsss_rt.engines.runtime import LibraryEngine, load_error, running_precision
 from wsss_rt.errors import WsssError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class OpenVinoEngine(LibraryEngine):
     Args:
         card: the model's card.
         model: the bytes that the card was read from.
-        precision: ``float32`` or ``bfloat16``.
+        precision: ``float32`` or ``bfloat16``; of a quantised artifact, what is not int8 in it.
         threads: processors for one image; by default all that the process may use.
 
     Raises:
@@ -78,8 +78,7 @@ class OpenVinoEngine(LibraryEngine):
             running = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             if running != hint:
                 raise _unavailable(precision, f"on this processor it computes in {running}")
-            if card.precision != "int8":
-                self.precision = precision
+            self.precision = running_precision(card, precision)
             self._loaded = compiled.create_infer_request()
         except RuntimeError as error:
             raise load_error(error, self.backend) from error

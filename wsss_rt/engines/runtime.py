@@ -36,6 +36,13 @@ def default_threads() -> int:
     return max(1, count)
 
 
+def running_precision(card: ModelCard, rest: str) -> str:
+    """What an artifact runs in: a quantised one's int8 layers, and the rest as the engine computes it."""
+    if card.precision != "int8":
+        return rest
+    return "int8" if rest == "float32" else f"int8+{rest}"
+
+
 def check_images(images: NDArray[np.float32], patch: int) -> None:
     """Refuse what no engine can run.
 
@@ -130,15 +137,13 @@ class LibraryEngine(ABC):
 
     backend: str
     device = "cpu"
-    precision = "float32"
+    precision: str
 
     def __init__(self, card: ModelCard, threads: int | None) -> None:
         self.card = card
+        self.precision = running_precision(card, "float32")
         self.choice: dict[str, Any] = {}
         self._threads = threads or default_threads()
-        if card.precision == "int8":
-            # the artifact itself says what is computed in eight bits
-            self.precision = "int8"
         self._limit: BatchLimit | None = None
         self._loaded: Any = None
 
