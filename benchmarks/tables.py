@@ -130,6 +130,88 @@ def refine_quality(result: dict[str, Any]) -> str:
     return markdown(head, rows) + note
 
 
+def pipeline(result: dict[str, Any]) -> str:
+    """The whole labeller beside the peer, and the model alone beside plain products."""
+    head = ["", "images/s", "times the peer", "pixels equal, %", "worst image, %", "model, ms", "CRF, ms"]
+    names = {
+        "float32": "`wsss-rt label`, float32",
+        "bfloat16": "`wsss-rt label`, bfloat16",
+        "peer": "peer, float32",
+        "peer_bfloat16": "peer, bfloat16 by autocast",
+    }
+    rows = []
+    for side, text in names.items():
+        if side not in result["sides"]:
+            continue
+        found = result["sides"][side]
+        equal = (found.get("pixels_equal_mean"), found.get("pixels_equal_least"))
+        rows.append(
+            [
+                text,
+                f"{found['images_per_second']:.2f}",
+                f"{found['ratio_median']:.1f}",
+                *("–" if value is None else percent_exact(value) for value in equal),
+                *(f"{found['stages_ms'][stage]:.0f}" for stage in ("infer", "refine")),
+            ]
+        )
+    alone = "; ".join(
+        f"{name} {entry['flops_per_second'] / 1e9:.0f} GFLOP/s, {100 * entry['share_of_products']:.0f} % of "
+        "what plain matrix products reach"
+        for name, entry in result["model_stage"].items()
+    )
+    note = (
+        f"\n{result['photographs']} photographs of VOC's size, MCTformer-V2 on DeiT-S with seeded weights, "
+        "scale 1 and mirror image, tags given, CRF; in turns of a few photographs, the median of the turns' "
+        "ratios. Pixels: against the peer in float32. Stages: median of a photograph; those of "
+        f"`wsss-rt label` overlap. The model alone, in OpenVINO: {alone}. "
+        f"{machine_line(result, 'openvino', 'torch', 'pydensecrf2')}"
+    )
+    return markdown(head, rows) + note
+
+
+def bench(result: dict[str, Any]) -> str:
+    """What `wsss-rt bench` found."""
+    head = [
+        "engine",
+        "start, s",
+        "memory, MB",
+        "model, ms",
+        "% of products",
+        "images/s",
+        "speed-up",
+        "equal, %",
+    ]
+    rows = []
+    for engine in result["engines"]:
+        model, labeller = (
+            next(row for row in result["rows"] if row["key"].startswith(f"{scope}, {engine['name']},"))
+            for scope in ("model", "pipeline")
+        )
+        speed_up = labeller["speed_up"]
+        rows.append(
+            [
+                engine["name"],
+                f"{sum(engine['seconds'].values()):.1f}",
+                "–" if labeller["memory_bytes"] is None else f"{labeller['memory_bytes'] / 1e6:.0f}",
+                f"{model['milliseconds']['p50']:.1f}",
+                f"{100 * model['share_of_products']:.0f}",
+                f"{labeller['images_per_second']:.1f}",
+                "–" if speed_up is None else f"{speed_up:.2f}",
+                percent_exact(1 - engine["agreement"]["masks"]["mean"]),
+            ]
+        )
+    machine, versions = result["machine"], result["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "openvino") if name in versions)
+    note = (
+        f"\n`wsss-rt bench`, {result['model']['name']}, {result['images']['count']} "
+        f"{result['images']['source']}: the model alone on one image, p50; images/s and speed-up of the "
+        "whole labeller; masks against float32 ONNX Runtime. It took "
+        f"{result['elapsed_seconds']:.0f} seconds. {machine['processor']}, {result['settings']['threads']} "
+        f"threads; {named}.\n"
+    )
+    return markdown(head, rows) + note
+
+
 def percent_exact(value: float) -> str:
     """A share as percent with two decimals, cut so that less than all never reads as 100."""
     return f"{int(1e4 * value) / 1e2:.2f}"
@@ -140,6 +222,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "voc_animals": voc_animals,
     "refine": refine,
     "refine_quality": refine_quality,
+    "pipeline": pipeline,
+    "bench": bench,
 }
 
 

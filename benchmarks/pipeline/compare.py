@@ -2,10 +2,10 @@
 
     python benchmarks/pipeline/compare.py --images VOC/JPEGImages --tags VOC/labels.csv [--count 20]
 
-MCTformer-V2 on DeiT-S with 20 classes, K = 3 and seeded weights; photographs of PASCAL VOC's own size, scale 1
-and mirror image, tags given, a CRF with the same parameters on both sides. The sides work in turns, a few
-photographs each, and each is first in its turn, so that a neighbour's load falls on all. They start warm: what
-is timed is images, not imports. Then the model alone, beside plain matrix products of the same library.
+MCTformer-V2 on DeiT-S with 20 classes, K = 3 and seeded weights; photographs of PASCAL VOC's own size, scale
+1 and mirror image, tags given, a CRF with the same parameters on both sides. The sides work in turns, a few
+photographs each, and each is first in its turn, so that a neighbour's load falls on all. They start warm:
+what is timed is images, not imports. Then the model alone, beside plain matrix products of the same library.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def export_model(state: Path, out: Path) -> None:
 
 
 def tagged(folder: Path, tags: Path, count: int) -> list[tuple[Path, list[int]]]:
-    """Photographs of VOC's size that the table gives tags for, spread over the folder, with 0-based classes."""
+    """Photographs of VOC's size that the table gives tags for, spread over the folder; classes from 0."""
     from wsss_rt.classes import VOC_CLASSES
     from wsss_rt.headers import header_size
     from wsss_rt.tags import load_tags
@@ -174,7 +174,7 @@ def prepare(work: Path) -> dict[str, Any]:
 def measure(
     chosen: Sequence[tuple[Path, list[int]]], tags: Path, work: Path, state: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each turn (the first one is repeated, and only the repetition counts), and the model alone."""
+    """A row for each turn (the first is repeated, and only the repetition counts), and the model alone."""
     import cv2
     import torch
     from peer import Peer

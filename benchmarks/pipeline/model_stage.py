@@ -1,4 +1,4 @@
-"""The model stage alone: FLOP/s of an image and its mirror image, beside plain matrix products of the engine."""
+"""The model alone: FLOP/s on an image and its mirror image, beside plain matrix products of the engine."""
 
 from __future__ import annotations
 
