@@ -161,9 +161,12 @@ def _show_model(report: Report) -> None:
         ]
         for row in report.model_rows
     ]
-    header = ("engine", "batch", "image", "GFLOP/s", "% of products", "GB/s", "% of copy")
     print()
-    print_table("the model alone: how near it comes to what this machine can do", header, rates)
+    print_table(
+        "the model alone: how near it comes to what this machine can do",
+        ("engine", "batch", "image", "GFLOP/s", "% of products", "GB/s", "% of copy"),
+        rates,
+    )
     sizes = ", ".join(
         dict.fromkeys(
             f"{row.flops / 1e9:.3f} GFLOP and {row.bytes / 1e6:.0f} MB at {row.size[0]}x{row.size[1]} px"
