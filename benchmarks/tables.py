@@ -17,214 +17,28 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from tables_refine import refine, refine_quality, walk_quality  # noqa: E402
+from tables_speed import bench, cost, pipeline, quantize  # noqa: E402
+from tables_training import methods, methods_maps, pipeline_stages, scenes, voc_animals  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def percent(value: float | None) -> str:
-    """A share as percent with one decimal; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A pipe table, first column to the left, the others to the right."""
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
-
-
-def machine_line(result: dict[str, Any], *packages: str) -> str:
-    """Where and with what a result was measured; ``packages`` take the place of the engines."""
-    found = result["environment"]
-    versions = found["versions"]
-    shown = packages or ("onnxruntime", "openvino", "torch")
-    named = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
-    return f"{found['cpu']}, {found['cores']} cores; Python {versions['python']}, {named}.\n"
-
-
-def scenes(result: dict[str, Any]) -> str:
-    """The ablation on scenes."""
-    head = ["map", "background", "validation mIoU", "mIoU, tags given", "mIoU, tags predicted"]
-    rows = []
-    for row in result["rows"]:
-        name = f"**{row['map']}**" if row["map"] == result["chosen_by_validation"] else row["map"]
-        rows.append(
-            [
-                name,
-                f"{row['background']:.2f}",
-                percent(row["validation_miou"]),
-                percent(row["given"]),
-                percent(row["predicted"]),
-            ]
-        )
-    model, data = result["model"], result["scenes"]
-    note = (
-        f"\n{data['count']} scenes of seed {data['seed']}, no CRF; {model['method']} on {model['backbone']}, "
-        f"{model['images_seen']:,} training scenes, tag mAP {percent(result['tag_map'])}. "
-        f"Bold: what validation chose; exported and labelled by `wsss-rt label` it reaches "
-        f"{percent(result['exported']['given'])} and {percent(result['exported']['predicted'])}. "
-        f"{machine_line(result)}"
-    )
-    return markdown(head, rows) + note
-
-
-def voc_animals(result: dict[str, Any]) -> str:
-    """IoU on photographs."""
-    names = [entry["name"] for entry in result["eval"]["given"]["classes"]]
-    head = ["tags", *names, "seconds to label"]
-    rows = []
-    for mode in ("given", "predicted"):
-        found = {entry["name"]: entry for entry in result["eval"][mode]["classes"]}
-        rows.append(
-            [
-                mode,
-                *(percent(found[name]["iou"]) for name in names),
-                f"{result['seconds'][f'label_{mode}']:.0f}",
-            ]
-        )
-    model = result["model"]
-    note = (
-        f"\n{result['photographs']} photographs; {model['method']} on {model['backbone']} from random "
-        f"weights, {model['images_seen']:,} images seen in {result['seconds']['train'] / 60:.0f} minutes. "
-        f"{machine_line(result)}"
-    )
-    return markdown(head, rows) + note
-
-
-def refine(result: dict[str, Any]) -> str:
-    """The CRF's time beside pydensecrf's."""
-    found = result["median"]
-    ms, faster = found["ms"], found["times_faster"]
-    rows = [["pydensecrf2, one thread", f"{ms['pydensecrf']:.0f}", "1.0", "–"]]
-    agreement = percent_exact(found["labels_equal"])
-    for name, text in (("ours_1_thread", "one thread"), ("ours_2_threads", "two threads")):
-        rows.append([text, f"{ms[name]:.0f}", f"{faster[name]:.1f}", agreement])
-    for stop, equal in sorted(found["stop_labels_equal"].items(), reverse=True):
-        name = f"stop_{stop}"
-        text = f"one thread, `--crf-stop {stop}`"
-        rows.append([text, f"{ms[name]:.0f}", "–", percent_exact(equal["least"])])
-    sizes = sorted({"x".join(str(side) for side in reversed(row["size"])) for row in result["images"]})
-    classes = sorted({row["classes"] for row in result["images"]})
-    note = (
-        f"\n{len(result['images'])} {result['inputs']} of {', '.join(sizes)} px with {classes[0]} to "
-        f"{classes[-1]} classes, preset {result['preset']}; medians over the images. Labels: of the worst "
-        f"image, against pydensecrf2, for the early stop against all steps. No marginal differs by more than "
-        f"{found['largest_difference']:.1e}. {machine_line(result, 'numba', 'pydensecrf2')}"
-    )
-    return markdown(["CRF", "ms an image", "times faster", "labels equal, %"], rows) + note
-
-
-def refine_quality(result: dict[str, Any]) -> str:
-    """mIoU before and after the CRF."""
-    head = ["input", "before", "mctformer", "worse", "segmentation", "worse"]
-    rows = []
-    for row in result["rows"]:
-        cells = [percent(row["miou"]["before"])]
-        for preset in ("mctformer", "segmentation"):
-            worse = f"{row['images_made_worse'][preset]} of {row['images']}"
-            cells += [percent(row["miou"][preset]), worse]
-        rows.append([f"{row['source']}, tokens of {row['token']} px, noise {row['noise']:g}", *cells])
-    note = (
-        '\nmIoU; "worse": images whose own mIoU fell. Probabilities are made from the true masks: shares of '
-        f"the classes on tokens, with noise, drawn up. {machine_line(result, 'numba')}"
-    )
-    return markdown(head, rows) + note
-
-
-def spread(entry: dict[str, float | None]) -> str:
-    """Mean and standard deviation over seeds, as percent."""
-    low = "" if entry["std"] is None else f" ± {percent(entry['std'])}"
-    return percent(entry["mean"]) + low
-
-
-def methods(result: dict[str, Any]) -> str:
-    """Every method at equal budget."""
-    head = [
-        "method",
-        "best map",
-        "mIoU",
-        "GT-known",
-        "MaxBoxAccV2",
-        "tag mAP",
-        "training, CPU s",
-        "ms an image",
-    ]
-    rows = []
-    for row in result["rows"]:
-        best = max(row["miou"], key=lambda kind: row["miou"][kind]["mean"])
-        cells = [spread(row["miou"][best]), spread(row["gt_known"]), spread(row["max_box_acc_v2"])]
-        times = [f"{row['cpu_seconds']:.0f}", f"{row['latency_ms']:.1f}"]
-        rows.append([row["name"], best, *cells, spread(row["tag_map"]), *times])
-    budget, data = result["budget"], result["scenes"]
-    boxes = result["rows"][0]["runs"][0]["boxes"]["images"]
-    views = f"{budget['images']:,} training views of scenes a run (a pair counts twice)"
-    note = (
-        f"\n{views}, {budget['seeds']} seeds, mean ± standard deviation; {data['count']} unseen scenes of "
-        f"seed {data['seed']}, tags given, no CRF. The best map is the best on them; boxes are judged by the "
-        f"map that validation chose, on the {boxes} scenes of one class. Time an image: PyTorch, one pass of "
-        f"224 px, one thread. {machine_line(result, 'torch', 'timm')}"
-    )
-    return markdown(head, rows) + note
-
-
-def quantize(result: dict[str, Any]) -> str:
-    """int8 beside float32 and bfloat16."""
-    head = ["model, engine", "mIoU", "masks equal, %", "ms", "times bfloat16's speed"]
-    rows, sizes = [], {}
-    miou = result["quality"]["miou"]
-    for name in ("scenes-v2", "deit-s"):
-        found = result[f"speed-{name}"]
-        sizes[name] = "x".join(map(str, found["size"]))
-        base = next(row for row in found["rows"] if row["engine"] == "openvino bfloat16")["ms"]["p50"]
-        for row in found["rows"]:
-            judged = name == "scenes-v2"
-            rows.append(
-                [
-                    f"{name}, {row['engine']}",
-                    percent(miou.get(row["engine"])) if judged else "–",
-                    percent_exact(row["masks_equal"]) if judged else "–",
-                    f"{row['ms']['p50']:.1f}",
-                    f"{base / row['ms']['p50']:.2f}",
-                ]
-            )
-    made = result["export"]["scenes-v2"]
-    note = (
-        f"\nmIoU: {result['quality']['count']} scenes, tags given, no CRF; "
-        f"ms: median of one pass at {sizes['scenes-v2']} px and, for MCTformer-V2 on DeiT-S with seeded "
-        f"weights, whose masks mean nothing, {sizes['deit-s']} px, all engines in turns. Of scenes-v2 "
-        f"{made['layers']} layers run in int8, {len(made['in_float'])} with weights stay in float; "
-        f"{made['bytes'] / 1e6:.1f} MB in place of {made['bytes_float32'] / 1e6:.1f}. {machine_line(result)}"
-    )
-    return markdown(head, rows) + note
-
-
-def methods_maps(result: dict[str, Any]) -> str:
-    """The maps of every method, with and without refinement."""
-    refinements = ("", "+affinity", "+similarity")
-    head = ["method", "map", "as it is", "+ affinity", "+ similarity"]
-    rows = []
-    for row in result["rows"]:
-        for name in dict.fromkeys(kind.partition("+")[0] for kind in row["miou"]):
-            cells = [row["miou"].get(name + suffix) for suffix in refinements]
-            rows.append([row["name"], name, *("–" if cell is None else spread(cell) for cell in cells)])
-    return markdown(head, rows)
-
-
-def percent_exact(value: float) -> str:
-    """A share as percent with two decimals, cut so that less than all never reads as 100."""
-    return f"{int(1e4 * value) / 1e2:.2f}"
-
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scenes": scenes,
     "voc_animals": voc_animals,
-    "refine": refine,
-    "refine_quality": refine_quality,
     "methods": methods,
     "methods_maps": methods_maps,
+    "pipeline_stages": pipeline_stages,
+    "refine": refine,
+    "refine_quality": refine_quality,
+    "walk_quality": walk_quality,
+    "pipeline": pipeline,
+    "bench": bench,
     "quantize": quantize,
+    "cost": cost,
 }
-
-
 # tables of a result that has several
 SOURCES = {"methods_maps": "methods"}
 

@@ -2,9 +2,10 @@
 
     python benchmarks/pipeline/compare.py --images VOC/JPEGImages --tags VOC/labels.csv [--count 20]
 
-MCTformer-V2 on DeiT-S with 20 classes, K = 3 and seeded weights; native size, scale 1 and mirror image, tags
-given, a CRF with the same parameters on both sides. The two work in turns, a few photographs each, so that a
-neighbour's load falls on both. Both start warm: what is timed is images, not imports.
+MCTformer-V2 on DeiT-S with 20 classes, K = 3 and seeded weights; photographs of PASCAL VOC's own size, scale
+1 and mirror image, tags given, a CRF with the same parameters on both sides. The sides work in turns, a few
+photographs each, and each is first in its turn, so that a neighbour's load falls on all. They start warm:
+what is timed is images, not imports. Then the model alone, beside plain matrix products of the same library.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ import json
 import os
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from commands import wsss_rt
 from record import write_result
 
-# labelled by one side before the other takes its turn
-SLICE = 5
+# labelled by one side before the others take their turns
+SLICE = 4
 SCALE = 0.08  # of the seeded weights; with smaller ones all maps are alike
 PRECISIONS = ("float32", "bfloat16")
+PEER, FAST_PEER = "peer", "peer_bfloat16"
+# photographs of VOC 2012 have it; smaller ones in a folder are copies that someone shrank
+LONGEST_SIDE = 500
+# photographs on which the model is measured alone
+MODEL_INPUTS = 4
 
 
 def seeded_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -54,25 +59,36 @@ def equal_pixels(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> f
     return float((first == second).mean())
 
 
-def summary(rows: Sequence[Mapping[str, Any]], side: str, peer: str = "peer") -> dict[str, float]:
-    """Images per second of one side and of the peer in the same turns, their ratio, and equal pixels.
+def summary(rows: Sequence[Mapping[str, Any]], side: str, peer: str = PEER) -> dict[str, Any]:
+    """Images per second of one side, how many times the peer's in the same turns, and equal pixels.
 
     Args:
-        rows: one per turn: ``images``, ``seconds`` by side, and ``equal`` by side, a list of shares.
+        rows: one per turn: ``images``, ``seconds`` by side, ``equal`` by side, a list of shares, and
+            ``stages`` by side, milliseconds of each photograph.
         side: name of the side.
         peer: name of the peer.
     """
     images = sum(row["images"] for row in rows)
     own, other = (sum(row["seconds"][name] for row in rows) for name in (side, peer))
-    shares = [share for row in rows for share in row["equal"][side]]
-    return {
+    ratios = [row["seconds"][peer] / row["seconds"][side] for row in rows]
+    found = {
         "images": images,
         "images_per_second": images / own,
-        "peer_images_per_second": images / other,
         "ratio": other / own,
-        "pixels_equal_mean": float(np.mean(shares)),
-        "pixels_equal_least": min(shares),
+        "ratio_median": median(ratios),
+        "ratio_least": min(ratios),
+        "stages_ms": _stages([entry for row in rows for entry in row["stages"][side]]),
     }
+    if side != peer:
+        shares = [share for row in rows for share in row["equal"][side]]
+        found |= {"pixels_equal_mean": float(np.mean(shares)), "pixels_equal_least": min(shares)}
+    return found
+
+
+def _stages(photographs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Median milliseconds of each stage; of a photograph that has no such stage, none."""
+    names = dict.fromkeys(name for entry in photographs for name in entry)
+    return {name: median(entry.get(name, 0.0) for entry in photographs) for name in names}
 
 
 def export_model(state: Path, out: Path) -> None:
@@ -84,15 +100,16 @@ def export_model(state: Path, out: Path) -> None:
 
 
 def tagged(folder: Path, tags: Path, count: int) -> list[tuple[Path, list[int]]]:
-    """Photographs that the table gives tags for, spread over the folder, with 0-based VOC classes."""
+    """Photographs of VOC's size that the table gives tags for, spread over the folder; classes from 0."""
     from wsss_rt.classes import VOC_CLASSES
+    from wsss_rt.headers import header_size
     from wsss_rt.tags import load_tags
 
     table = load_tags(tags, classes=VOC_CLASSES)
     found = []
     for path in sorted(folder.glob("*.jpg")):
         names = table.lookup(path.name)
-        if names:
+        if names and max(header_size(path, max_pixels=10**9)) == LONGEST_SIDE:
             found.append((path, sorted(VOC_CLASSES.index(name) for name in set(names))))
     return [found[index * len(found) // count] for index in range(min(count, len(found)))]
 
@@ -105,16 +122,24 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--tags", type=Path, required=True)
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--work", type=Path, default=None)
+    parser.add_argument(
+        "--work", type=Path, default=None, help="kept; the exported model is found there again"
+    )
+    parser.add_argument(
+        "--export-only", action="store_true", help="only prepare --work, which takes a minute"
+    )
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp(prefix="wsss-rt-"))
     work.mkdir(parents=True, exist_ok=True)
     chosen = tagged(options.images, options.tags, options.count)
     if not chosen:
-        sys.exit(f"no photograph in {options.images} has tags in {options.tags}")
+        sys.exit(f"no photograph of VOC's size in {options.images} has tags in {options.tags}")
+    state = prepare(work)
+    if options.export_only:
+        return
     load = os.getloadavg()[0]
-    rows = measure(chosen, options.tags, work)
-    sides = {name: summary(rows, name) for name in rows[0]["equal"]}
+    rows, model = measure(chosen, options.tags, work, state)
+    names = list(rows[0]["seconds"])
     result = {
         "photographs": len(chosen),
         "sizes": sorted({tuple(size) for row in rows for size in row["sizes"]}),
@@ -124,73 +149,96 @@ def main() -> None:
             "classes": 20,
             "scale": SCALE,
         },
-        "sides": sides,
-        "turns": rows,
+        "sides": {name: summary(rows, name) for name in names},
+        "model_stage": model,
+        "turns": [{key: row[key] for key in ("images", "seconds", "equal", "first")} for row in rows],
         "load_before": round(load, 2),
     }
-    print(json.dumps(sides, indent=1))
+    print(json.dumps({"sides": result["sides"], "model_stage": model}, indent=1))
     print(f"wrote {write_result('pipeline', result)}")
 
 
-def measure(chosen: Sequence[tuple[Path, list[int]]], tags: Path, work: Path) -> list[dict[str, Any]]:
-    """A row for each turn; the first turn is repeated, and only the repetition counts."""
+def prepare(work: Path) -> dict[str, Any]:
+    """The seeded weights, and the model exported from them as ``work/seeded.onnx``."""
     import torch
-    from peer import Peer, label
 
-    from wsss_rt.engines import open_engine
-    from wsss_rt.errors import WsssError
-    from wsss_rt.label_plan import Job
-    from wsss_rt.label_run import label_folder
-    from wsss_rt.options import LabelOptions
-    from wsss_rt.refine.params import crf_params
     from wsss_rt.training.models import create_model, official_shapes
 
-    shapes = official_shapes(create_model("mctformer-v2", num_classes=20, img_size=224))
-    state = seeded_state(shapes)
-    model = work / "seeded.onnx"
-    if not model.exists():
+    state = seeded_state(official_shapes(create_model("mctformer-v2", num_classes=20, img_size=224)))
+    if not (work / "seeded.onnx").exists():
         torch.save(state, work / "seeded.pth")
-        export_model(work / "seeded.pth", model)
-    engines = {}
-    for precision in PRECISIONS:
-        try:
-            engines[precision] = open_engine(model, backend="openvino", precision=precision, cache=False)
-        except WsssError as error:
-            print(f"without {precision}: {error}", flush=True)
-    peer = Peer(state)
+        export_model(work / "seeded.pth", work / "seeded.onnx")
+    return state
+
+
+def measure(
+    chosen: Sequence[tuple[Path, list[int]]], tags: Path, work: Path, state: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row for each turn (the first is repeated, and only the repetition counts), and the model alone."""
+    import cv2
+    import torch
+    from peer import Peer
+    from sides import OurSide, PeerSide, Side, in_turn
+
+    from wsss_rt.engines import open_engine
+    from wsss_rt.engines.runtime import default_threads
+    from wsss_rt.errors import WsssError
+    from wsss_rt.options import LabelOptions
+    from wsss_rt.refine.params import crf_params
+
+    # as `wsss-rt label` sets it, and all processors for the peer
+    cv2.setNumThreads(1)
+    torch.set_num_threads(default_threads())
+    model = work / "seeded.onnx"
     base = LabelOptions(
         scales=(1.0,), flip=True, refine="crf", crf=crf_params("mctformer"), backend="openvino"
     )
+    engines, sides = {}, dict[str, Side]()
+    for precision in PRECISIONS:
+        try:
+            engine = open_engine(model, backend="openvino", precision=precision, cache=False)
+        except WsssError as error:
+            print(f"without {precision}: {error}", flush=True)
+            continue
+        engines[precision] = engine
+        sides[precision] = OurSide(engine, model, tags, base)
     background = base.resolved(next(iter(engines.values())).card).background or 0.0
+    sides[PEER] = PeerSide(Peer(state), background)
+    if "bfloat16" in engines:
+        sides[FAST_PEER] = PeerSide(Peer(state, bfloat16=True), background)
     rows: list[dict[str, Any]] = []
-    turns = [list(chosen[start : start + SLICE]) for start in range(0, len(chosen), SLICE)]
+    turns = [chosen[start : start + SLICE] for start in range(0, len(chosen), SLICE)]
     for number, turn in enumerate([turns[0], *turns]):
         out = work / f"turn{number}"
-        seconds: dict[str, float] = {}
-        for precision, engine in engines.items():
-            job = Job(
-                inputs=[str(path) for path, _ in turn],
-                out=out / precision,
-                model=model,
-                tags=tags,
-                formats=("png",),
-                options=replace(base, precision=precision),
-                resume=False,
-            )
-            done = label_folder(job, engine=engine)
-            if done.labelled != len(turn):
-                raise SystemExit(f"labelled {done.labelled} of {len(turn)}: {dict(done.errors)}")
-            seconds[precision] = done.wall_seconds
-        (out / "peer").mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        for path, present in turn:
-            label(peer, path, present, out / "peer" / f"{path.stem}.png", background)
-        seconds["peer"] = time.perf_counter() - started
-        row = {"images": len(turn), "seconds": seconds, **_agreement(turn, out, list(engines))}
-        print(f"turn {number}: {row}" + ("" if number else " (warm-up)"), flush=True)
+        order = in_turn(sides, number)
+        done = {name: sides[name].label(turn, out / name) for name in order}
+        row = {
+            "images": len(turn),
+            "first": order[0],
+            "seconds": {name: done[name].seconds for name in sides},
+            "stages": {name: done[name].stages for name in sides},
+            **_agreement(turn, out, [name for name in sides if name != PEER]),
+        }
+        print(f"turn {number}: {row['seconds']}" + ("" if number else " (warm-up)"), flush=True)
         if number:
             rows.append(row)
-    return rows
+    return rows, _model_stage(engines, [path for path, _ in chosen[:MODEL_INPUTS]])
+
+
+def _model_stage(engines: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+    from model_stage import deit_small_flops, measure_model
+
+    from wsss_rt.io.decode import decode_image, read_bytes
+    from wsss_rt.localize import prepare_passes
+
+    spec = next(iter(engines.values())).card.input
+    pairs, flops = [], []
+    for path in paths:
+        image = decode_image(read_bytes(path), max_pixels=10**9).upright
+        pairs.append(prepare_passes(image, spec)[0].images)
+        grid = [side // spec.patch for side in image.shape[:2]]
+        flops.append(2 * deit_small_flops(grid[0] * grid[1] + 20))
+    return measure_model(engines, pairs, flops)
 
 
 def _agreement(turn: Sequence[tuple[Path, list[int]]], out: Path, sides: Sequence[str]) -> dict[str, Any]:
@@ -199,7 +247,7 @@ def _agreement(turn: Sequence[tuple[Path, list[int]]], out: Path, sides: Sequenc
     equal: dict[str, list[float]] = {name: [] for name in sides}
     sizes = []
     for path, _ in turn:
-        wanted = np.asarray(Image.open(out / "peer" / f"{path.stem}.png"))
+        wanted = np.asarray(Image.open(out / PEER / "masks" / f"{path.stem}.png"))
         sizes.append(list(wanted.shape))
         for name in sides:
             found = np.asarray(Image.open(out / name / "masks" / f"{path.stem}.png"))

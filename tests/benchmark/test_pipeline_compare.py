@@ -18,6 +18,8 @@ def load(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"pipeline_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
 
@@ -25,13 +27,34 @@ def load(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_ratio_is_of_times_in_the_same_turns(root_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare = load(root_dir, "compare", monkeypatch)
     rows = [
-        {"images": 5, "seconds": {"float32": 2.0, "peer": 5.0}, "equal": {"float32": [1.0, 0.99]}},
-        {"images": 3, "seconds": {"float32": 2.0, "peer": 3.0}, "equal": {"float32": [0.98]}},
+        {
+            "images": 2,
+            "seconds": {"float32": 2.0, "peer": 5.0},
+            "equal": {"float32": [1.0, 0.99]},
+            "stages": {"float32": [{"infer": 3.0}, {"infer": 5.0, "refine": 4.0}], "peer": [{}, {}]},
+        },
+        {
+            "images": 1,
+            "seconds": {"float32": 2.0, "peer": 3.0},
+            "equal": {"float32": [0.98]},
+            "stages": {"float32": [{"infer": 4.0, "refine": 2.0}], "peer": [{}]},
+        },
     ]
     found = compare.summary(rows, "float32")
-    assert found["images"] == 8 and found["ratio"] == 2.0
-    assert found["images_per_second"] == 2.0 and found["peer_images_per_second"] == 1.0
+    assert found["images"] == 3 and found["ratio"] == 2.0
+    assert found["images_per_second"] == 0.75
+    assert found["ratio_median"] == 2.0 and found["ratio_least"] == 1.5
     assert found["pixels_equal_mean"] == pytest.approx(0.99) and found["pixels_equal_least"] == 0.98
+    assert found["stages_ms"] == {"infer": 4.0, "refine": 2.0}
+    assert "pixels_equal_mean" not in compare.summary(rows, "peer")
+
+
+def test_each_side_is_first_in_turn(root_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = load(root_dir, "sides", monkeypatch)
+    names = dict.fromkeys(("float32", "bfloat16", "peer"))
+    orders = [sides.in_turn(names, number) for number in range(4)]
+    assert [order[0] for order in orders] == ["float32", "bfloat16", "peer", "float32"]
+    assert all(sorted(order) == sorted(names) for order in orders)
 
 
 def test_equal_pixels_are_counted_on_masks_of_one_size(
@@ -66,3 +89,22 @@ def test_the_peer_computes_the_maps_of_the_model(root_dir: Path, monkeypatch: py
     expected = merge_passes([maps], present, size=(70, 101))
     assert np.ptp(expected[0]) > 0.9
     np.testing.assert_allclose(found, expected, atol=2e-4)
+    rough = peer.class_maps(peer.Peer(state, bfloat16=True), image, present)
+    assert 1e-4 < np.abs(rough - expected).max() < 0.2
+
+
+def test_the_work_of_the_model_is_what_a_plain_graph_multiplies(
+    root_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("timm")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from wsss_rt.training.models import create_model, official_shapes
+
+    compare, peer = load(root_dir, "compare", monkeypatch), load(root_dir, "peer", monkeypatch)
+    stage = load(root_dir, "model_stage", monkeypatch)
+    state = compare.seeded_state(official_shapes(create_model("mctformer-v2", num_classes=20, img_size=224)))
+    with FlopCounterMode(display=False) as counted:
+        peer.Peer(state)(torch.zeros(1, 3, 64, 96))
+    assert counted.get_total_flops() == stage.deit_small_flops(4 * 6 + 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from tests.processes import run_python
 from wsss_rt.benchmark import turns
 from wsss_rt.benchmark.compare import compare, read_report, refuse_worse
 from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report, speed_ups
-from wsss_rt.benchmark.table import remarks, show, show_changes
+from wsss_rt.benchmark.table import remarks, show, show_changes, verdict
 from wsss_rt.benchmark.turns import ROUNDS, Task, run_in_turns
 from wsss_rt.errors import UsageError, WsssError
 
@@ -42,6 +43,8 @@ def engine(name: str, *, passed: bool = True) -> dict[str, Any]:
     }
     return {
         "name": name,
+        "backend": name.split()[0],
+        "precision": name.split()[1],
         "seconds": {"read": 0.01, "import": 0.5, "build": 0.25},
         "memory_bytes": 70_000_000,
         "product_flops_per_second": 1e12,
@@ -129,6 +132,21 @@ def test_wrong_masks_have_no_speed_up(capsys: pytest.CaptureFixture[str]) -> Non
     show(report())
     out = capsys.readouterr().out
     assert "3.00" in out and "2.00" in out and "does not agree" not in out
+
+
+def test_the_last_line_says_which_engine_to_take(capsys: pytest.CaptureFixture[str]) -> None:
+    said = verdict(report())
+    assert f"{SECOND} is fastest, with 10 images/s, 2.00 times {FIRST}" in said
+    assert "`--backend openvino --precision bfloat16`" in said
+    # the fastest one is wrong
+    assert f"{FIRST} is fastest, with 5 images/s in the whole labeller" in verdict(report(wrong=True))
+    none = report(wrong=True)
+    assert "none of these speeds" in verdict(
+        replace(none, model_rows=[], pipeline_rows=none.pipeline_rows[1:])
+    )
+    show(report())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 110 and "In short:" in "".join(lines[-4:])
 
 
 def test_what_must_not_be_overlooked_is_said() -> None:

@@ -137,6 +137,7 @@ class Report:
         model_rows, pipeline_rows: the first engine's first.
         machine: processor, count, system, load before.
         versions: of Python and packages.
+        elapsed_seconds: of the whole benchmark, from reading the model on.
     """
 
     model: Mapping[str, Any]
@@ -149,6 +150,7 @@ class Report:
     pipeline_rows: Sequence[PipelineRow]
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
+    elapsed_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; floating-point numbers to six digits."""
@@ -164,6 +166,7 @@ class Report:
             "rows": [{"key": row.key, **asdict(row)} for row in rows],
             "machine": self.machine,
             "versions": self.versions,
+            "elapsed_seconds": self.elapsed_seconds,
         }
         rounded: dict[str, Any] = _rounded(fields)
         return rounded

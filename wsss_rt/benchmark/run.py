@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
         UsageError: an unknown name, or no image.
         WsssError: the model cannot be read, or no engine runs it.
     """
+    began = time.perf_counter()
     path = find_model(request.model)
     card, model = read_artifact(path)
     refuse_kind(card, str(path))
@@ -168,6 +170,7 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
         pipeline_rows=speed_ups(pipeline_rows, subjects[0].name),
         machine={**run_record.machine(), "load_before": round(load, 2)},
         versions=run_record.versions(),
+        elapsed_seconds=time.perf_counter() - began,
     )
 
 

@@ -29,8 +29,28 @@ def show(report: Report) -> None:
         _show_model(report)
     if report.pipeline_rows:
         _show_pipeline(report)
+    print()
     for line in remarks(report):
         print(f"note: {line}")
+    _explain(f"In short: {verdict(report)} Measured in {report.elapsed_seconds:.0f} seconds.")
+
+
+def verdict(report: Report) -> str:
+    """The fastest engine whose masks are right, and how to ask for it."""
+    rows: Sequence[ModelRow | PipelineRow] = report.pipeline_rows or report.model_rows
+    right = [row for row in rows if row.agrees]
+    if not right:
+        return "no engine's masks are right, so that none of these speeds means anything."
+    best = max(right, key=lambda row: row.images_per_second)
+    engine = next(entry for entry in report.engines if entry["name"] == best.engine)
+    speed = f"{_number(best.images_per_second)} images/s"
+    if best.speed_up is not None and best.engine != report.engines[0]["name"]:
+        speed += f", {best.speed_up:.2f} times {report.engines[0]['name']}"
+    what = "the whole labeller" if report.pipeline_rows else "the model alone"
+    return (
+        f"of the engines whose masks are right {best.engine} is fastest, with {speed} in {what} at batch "
+        f"{best.batch}; ask for it by `--backend {engine['backend']} --precision {engine['precision']}`."
+    )
 
 
 def remarks(report: Report) -> list[str]:
@@ -96,7 +116,7 @@ def _show_engines(report: Report) -> None:
         "GFLOP/s",
         "masks equal %",
         "map error",
-        "agrees",
+        "right",
     )
     print()
     print_table("engines", header, rows)
@@ -106,18 +126,47 @@ def _show_engines(report: Report) -> None:
         "MB: memory at its peak, beyond what the process had.",
         "GFLOP/s: plain matrix products in this library and precision, the most a model can reach.",
         f"masks, map error: against {found['against']} on {found['images']} images; the largest error of a",
-        "map over its largest value.",
+        "map over its largest value. right: both within what the precision may differ by.",
     )
 
 
 def _show_model(report: Report) -> None:
-    rows = [_model_cells(row, report.copy_rate) for row in report.model_rows]
-    header = (
-        "engine", "batch", "image", "first ms", *(f"{name} ms" for name in _PERCENTILES), "calls",
-        "images/s", "GFLOP/s", "% of products", "GB/s", "% of copy", "speed-up",
-    )  # fmt: skip
+    # two tables, because one of all columns is wider than most terminals
+    times = [
+        [
+            *_what(row),
+            f"{row.first_ms:.1f}",
+            *(f"{row.milliseconds[name]:.1f}" for name in _PERCENTILES),
+            str(row.milliseconds["count"]),
+            _number(row.images_per_second),
+            _speed_up(row),
+        ]
+        for row in report.model_rows
+    ]
+    header = ("engine", "batch", "image", "first", *_PERCENTILES, "calls", "images/s", "speed-up")
     print()
-    print_table("the model alone, from memory to memory", header, rows)
+    print_table("the model alone, from memory to memory: milliseconds of a call", header, times)
+    _explain(
+        "first: the very first call, in which libraries prepare themselves. p50 to p99: half, 90, 95 and 99",
+        "of 100 later calls took at most this long; none is left out. speed-up: images/s over those of",
+        f"{report.engines[0]['name']}, measured in turns with it.",
+    )
+    rates = [
+        [
+            *_what(row),
+            f"{row.flops_per_second / 1e9:.1f}",
+            f"{100 * row.share_of_products:.0f}",
+            f"{row.bytes_per_second / 1e9:.1f}",
+            f"{100 * row.bytes_per_second / report.copy_rate:.0f}",
+        ]
+        for row in report.model_rows
+    ]
+    print()
+    print_table(
+        "the model alone: how near it comes to what this machine can do",
+        ("engine", "batch", "image", "GFLOP/s", "% of products", "GB/s", "% of copy"),
+        rates,
+    )
     sizes = ", ".join(
         dict.fromkeys(
             f"{row.flops / 1e9:.3f} GFLOP and {row.bytes / 1e6:.0f} MB at {row.size[0]}x{row.size[1]} px"
@@ -128,56 +177,55 @@ def _show_model(report: Report) -> None:
     _explain(
         f"An image takes {sizes}: two FLOP for each multiply-accumulate of matrix products and convolutions",
         "(norms, softmax and the like are not counted), and each of their operands and results once.",
-        f"A copy of memory moves {report.copy_rate / 1e9:.1f} GB/s here; what stays in caches can be faster.",
-        "No call is left out of percentiles and mean; the first call stands apart.",
-        f"speed-up: images/s over those of {report.engines[0]['name']}, measured in turns with it.",
+        "products: the GFLOP/s of the first table. copy: a copy of memory moves",
+        f" {report.copy_rate / 1e9:.1f} GB/s here; what stays in caches is faster.",
     )
 
 
-def _model_cells(row: ModelRow, copy_rate: float) -> list[str]:
-    return [
-        row.engine,
-        str(row.batch),
-        f"{row.size[0]}x{row.size[1]}",
-        f"{row.first_ms:.1f}",
-        *(f"{row.milliseconds[name]:.1f}" for name in _PERCENTILES),
-        str(row.milliseconds["count"]),
-        _number(row.images_per_second),
-        f"{row.flops_per_second / 1e9:.1f}",
-        "-" if row.share_of_products is None else f"{100 * row.share_of_products:.0f}",
-        f"{row.bytes_per_second / 1e9:.1f}",
-        f"{100 * row.bytes_per_second / copy_rate:.0f}",
-        _speed_up(row),
-    ]
+def _what(row: ModelRow) -> list[str]:
+    return [row.engine, str(row.batch), f"{row.size[0]}x{row.size[1]}"]
 
 
 def _show_pipeline(report: Report) -> None:
-    rows = [_pipeline_cells(row) for row in report.pipeline_rows]
-    header = ("engine", "batch", *STAGES, "p50", "p90", "p95", "p99", "images/s", "MB", "speed-up")
+    rows = report.pipeline_rows
     refined = f"--refine {report.settings['refine']}, tags {report.settings['tags']}"
     print()
-    print_table(f"wsss-rt label on {report.images['source']}, {refined}", header, rows)
-    runs = min(row.runs for row in report.pipeline_rows)
-    _explain(
-        "Stages: mean milliseconds of an image; several images are in work at once, so that images/s is more",
-        "than one image's time suggests. p50 to p99: milliseconds of all stages of one image.",
-        *(f"{row.key} waited most for {row.bottleneck}." for row in report.pipeline_rows if row.bottleneck),
-        "MB: engine and pipeline at their peak. Masks are written as PNG and flushed to the disk.",
-        f"{runs} runs or more, after one to warm up.",
+    print_table(
+        f"wsss-rt label on {report.images['source']}, {refined}",
+        ("engine", "batch", "images/s", "speed-up", *(f"{name} ms" for name in _PERCENTILES), "MB"),
+        [
+            [
+                row.engine,
+                str(row.batch),
+                _number(row.images_per_second),
+                _speed_up(row),
+                *(f"{row.stages_ms['total'][name]:.1f}" for name in _PERCENTILES),
+                _megabytes(row.memory_bytes),
+            ]
+            for row in rows
+        ],
     )
-
-
-def _pipeline_cells(row: PipelineRow) -> list[str]:
-    total = row.stages_ms["total"]
-    return [
-        row.engine,
-        str(row.batch),
-        *(f"{row.stages_ms[stage]['mean']:.1f}" if stage in row.stages_ms else "-" for stage in STAGES),
-        *(f"{total[name]:.1f}" for name in _PERCENTILES[:4]),
-        _number(row.images_per_second),
-        _megabytes(row.memory_bytes),
-        _speed_up(row),
-    ]
+    _explain(
+        "From files to masks on the disk. p50 to mean: milliseconds of one image in all its stages; several",
+        "images are in work at once, so that images/s is more than this suggests. MB: engine and labeller at",
+        f"their peak. {min(row.runs for row in rows)} runs over the images or more, after one to warm up.",
+        *(f"{row.key} waited most for {row.bottleneck}." for row in rows if row.bottleneck),
+    )
+    shown = [stage for stage in STAGES if any(stage in row.stages_ms for row in rows)]
+    print()
+    print_table(
+        "where the time of an image goes: mean milliseconds of each stage",
+        ("engine", "batch", *shown),
+        [
+            [
+                row.engine,
+                str(row.batch),
+                *(f"{row.stages_ms[name]['mean']:.1f}" if name in row.stages_ms else "-" for name in shown),
+            ]
+            for row in rows
+        ],
+    )
+    _explain("infer: the model. write: the mask as PNG, flushed to the disk.")
 
 
 def _failures(found: dict[str, dict[str, float]]) -> str:

@@ -95,7 +95,7 @@ def export(
     precision: Annotated[
         str,
         typer.Option(
-            help="int8: layers quantised by --calibrate. To aotinductor or tensorrt: float32, bfloat16, float16.",
+            help="int8: layers quantised by --calibrate. Compiled: float32, bfloat16, float16.",
             show_default=False,
         ),
     ] = "",
