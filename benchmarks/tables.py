@@ -1,7 +1,7 @@
-"""Writes the README's tables from benchmarks/results, so that no figure is typed by hand.
+"""Writes the tables of README.md and docs/*.md from benchmarks/results, so that no figure is typed by hand.
 
-    python benchmarks/tables.py           # rewrite README.md
-    python benchmarks/tables.py --check   # fail where README.md is stale
+    python benchmarks/tables.py           # rewrite the pages
+    python benchmarks/tables.py --check   # fail where a page is stale
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- end -->``.
 """
@@ -135,7 +135,64 @@ def percent_exact(value: float) -> str:
     return f"{int(1e4 * value) / 1e2:.2f}"
 
 
+def cost(result: dict[str, Any]) -> str:
+    """Multiply-accumulates beside published ones."""
+    head = ["model", "backbone", "px", "classes", "GMAC", "published", "seconds a pass"]
+    rows = [
+        [
+            row["model"],
+            row["backbone"].removesuffix("_patch16_224"),
+            f"{row['size'][0]}",
+            f"{row['classes']}",
+            f"{row['macs'] / 1e9:.1f}",
+            f"{row['published_gmac']:.1f}",
+            "–" if row["seconds"] is None else f"{row['seconds']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    full, shrunk = result["rows"][:2]
+    note = (
+        f"\nShrunk over SegViT, {full['size'][0]} px: {shrunk['macs'] / full['macs']:.3f} of the operations, "
+        f"{shrunk['seconds'] / full['seconds']:.3f} of the time: medians of {result['runs']} passes in turn, "
+        f"float32 PyTorch, {result['threads']} threads. {machine_line(result, 'torch', 'timm')}"
+    )
+    return markdown(head, rows) + note
+
+
+# stages of the pipeline in their order, and the masks whose mIoU stands in each column
+PIPELINE_ROWS = (
+    ("localizer", "localizer", "held-given", "held-predicted"),
+    ("+ CRF", None, "held-crf", None),
+    ("+ walk", None, "held-walk", None),
+    ("+ walk, then CRF", None, "held-walk+crf", None),
+    ("pseudo-labels", "pseudo", "held-labels", "held-pseudo"),
+    ("segmenter, ONNX", None, None, "segmenter"),
+)
+
+
+def pipeline_stages(result: dict[str, Any]) -> str:
+    """mIoU after each stage of examples/pipeline.sh."""
+    settings, miou = result["settings"], result["miou"]
+    miou = {**miou, "held-labels": miou[f"held-{settings['LABELS']}"]}
+    head = ["after", "training scenes, tags given", "held out, tags given", "held out, no tags"]
+    rows = [
+        [name, *("–" if key is None else percent(miou[key]) for key in keys)] for name, *keys in PIPELINE_ROWS
+    ]
+    note = (
+        f"\nmIoU, %. {settings['TRAIN_SCENES']} training scenes (the localizer's masks and the affinity net: "
+        f"the first {settings['AFFINITY_SCENES']}), {settings['HELD_OUT']} held out; a localizer of "
+        f"{int(settings['LOCALIZER_IMAGES']):,} images, pseudo-labels by {settings['LABELS']}, "
+        f"{settings['STUDENT']} of {int(settings['STUDENT_IMAGES']):,} images. All stages: "
+        f"{result['total']['processor'] / 60:.1f} minutes of one processor, "
+        f"{result['total']['wall'] / 60:.1f} on the clock of a machine that other work kept busy. "
+        f"{machine_line(result, 'torch', 'onnxruntime')}"
+    )
+    return markdown(head, rows) + note
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "cost": cost,
+    "pipeline_stages": pipeline_stages,
     "scenes": scenes,
     "voc_animals": voc_animals,
     "refine": refine,
@@ -144,7 +201,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def render(text: str) -> str:
-    """README text with every marked table made anew."""
+    """A page with every marked table made anew."""
 
     def fill(found: re.Match[str]) -> str:
         result = json.loads((RESULTS / f"{found[2]}.json").read_text())
@@ -154,19 +211,23 @@ def render(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite or check README.md."""
+    """Rewrite or check the pages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    fresh = render(text)
-    if parser.parse_args().check:
-        if fresh != text:
-            sys.exit("README.md is stale: run python benchmarks/tables.py")
-        return
-    readme.write_text(fresh)
+    check = parser.parse_args().check
+    stale = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text()
+        fresh = render(text)
+        if fresh == text:
+            continue
+        stale.append(str(page.relative_to(ROOT)))
+        if not check:
+            page.write_text(fresh)
+    if check and stale:
+        sys.exit(f"{', '.join(stale)}: stale; run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":
