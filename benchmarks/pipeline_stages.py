@@ -48,7 +48,7 @@ def sheet(work: Path, rows: list[int]) -> Image.Image:
         name = names[number]
         image = np.asarray(Image.open(held / "JPEGImages" / f"{name}.jpg").convert("RGB"))
         masks = [held / "SegmentationClass" / f"{name}.png"]
-        masks += [work / "masks" / column / "masks" / f"{name}.jpg.png" for column in COLUMNS]
+        masks += [work / "masks" / column / "masks" / f"{name}.png" for column in COLUMNS]
         tiles = [tile(image, smooth=True)]
         tiles += [tile(palette[read_mask(path)], smooth=False) for path in masks]
         for column, picture in enumerate(tiles):

@@ -130,6 +130,20 @@ def refine_quality(result: dict[str, Any]) -> str:
     return markdown(head, rows) + note
 
 
+def walk_quality(result: dict[str, Any]) -> str:
+    """mIoU after the CRF, the walk and both."""
+    rows = [
+        [f"`--refine {row['refine']} {' '.join(row['options'])}".rstrip() + "`", percent(row["miou"])]
+        for row in result["rows"]
+    ]
+    data = result["scenes"]
+    note = (
+        f"\n{data['count']} scenes of seed {data['seed']}, {result['model']}, tags given; an affinity net of "
+        f"`psa-small` that saw {result['affinity']['images_seen']:,} crops. {machine_line(result, 'numba')}"
+    )
+    return markdown(["masks", "mIoU, %"], rows) + note
+
+
 def percent_exact(value: float) -> str:
     """A share as percent with two decimals, cut so that less than all never reads as 100."""
     return f"{int(1e4 * value) / 1e2:.2f}"
@@ -197,6 +211,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "voc_animals": voc_animals,
     "refine": refine,
     "refine_quality": refine_quality,
+    "walk_quality": walk_quality,
 }
 
 
