@@ -1,5 +1,7 @@
-"""examples/pipeline.sh: what it runs, that it goes on where it stopped, and what it leaves. The commands are recorded,
-not run: whole runs take half an hour, and the commands have tests of their own."""
+"""examples/pipeline.sh: what it runs, that it goes on where it stopped, and what it leaves.
+
+The commands are recorded, not run: a whole run takes half an hour, and the commands have tests of their own.
+"""
 
 from __future__ import annotations
 

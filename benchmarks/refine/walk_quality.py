@@ -1,9 +1,9 @@
-"""mIoU of a localizer's masks on scenes, tags given: as they are, after the CRF, after the walk, and after both.
+"""mIoU of a localizer's masks on scenes, tags given: as they are, after the CRF, the walk, and both.
 
     python benchmarks/refine/walk_quality.py --affinity affinity.onnx --scenes DIR --work DIR [--limit 60]
 
-The scenes are those of `wsss-rt scenes`, of a seed that neither net has seen. What --work holds already is not
-labelled again.
+The scenes are those of `wsss-rt scenes`, of a seed that neither net has seen. What --work holds already is
+not labelled again.
 """
 
 from __future__ import annotations
