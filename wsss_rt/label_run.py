@@ -296,6 +296,7 @@ class _Run:
             "wall_seconds": round(self.summary.wall_seconds, 3),
             "images_per_second": round(self.summary.images_per_second, 3),
             "stages_ms": self.times.summary(),
+            "engine_start_seconds": self.labeler.engine.choice.get("seconds", {}),
             "peak_memory_bytes": run_record.peak_memory_bytes(),
         }
         self.summary.files.append(run_record.write_run(self.job.out, record))

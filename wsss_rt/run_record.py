@@ -137,6 +137,8 @@ def describe_run(
             ``chosen``: names of the options that did not come from the card.
     """
     card, chosen = engine.card, context["chosen"]
+    # seconds of this session's start belong to its own part of the record, not to why an engine was chosen
+    choice = {key: value for key, value in engine.choice.items() if key != "seconds"}
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "running",
@@ -167,7 +169,7 @@ def describe_run(
             "training": card.training,
             "quality": card.quality,
         },
-        "engine": {**engine_identity(engine), "choice": engine.choice},
+        "engine": {**engine_identity(engine), "choice": choice},
         "versions": versions(),
         "machine": machine(),
     }

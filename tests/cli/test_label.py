@@ -63,6 +63,7 @@ def test_writes_everything_it_promises(cli: Cli, model: Path) -> None:
     assert ran["engine"]["choice"]["picked"] == ran["engine"]["backend"]
     assert ran["thresholds"]["background"] == {"value": 0.4, "from": "model card"}
     assert ran["session"]["stages_ms"]["infer"]["count"] == 4
+    assert set(ran["session"]["engine_start_seconds"]) == {"read", "import", "build"}
     summary = json.loads(ended.out)
     assert (summary["labelled"], summary["exit_code"]) == (4, 0)
     assert str(out / "report.html").endswith(summary["files"][2])

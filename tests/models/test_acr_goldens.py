@@ -231,7 +231,7 @@ def check_gradients(model: Localizer, golden: Mapping[str, np.ndarray]) -> None:
     prefix = "flip64_gradnorm_"
     norms = {}
     for key in (key.removeprefix(prefix) for key in golden if key.startswith(prefix)):
-        ours = trained[key.removeprefix("pretrained.model.").removeprefix("cls_")]
+        ours = trained[key.removeprefix("pretrained.model.").replace("cls_head.", "head.")]
         norms[key] = abs(float(ours.norm()) / float(golden[prefix + key]) - 1)
     assert worst(norms)[1] < 1e-3
     for key in ("head.bias", "blocks.11.attn.qkv.bias"):

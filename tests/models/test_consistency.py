@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -89,17 +91,28 @@ def test_an_equivariant_model_has_no_consistency_loss(view: str) -> None:
     assert losses["activation"] > 1 and losses["affinity"] > 1
 
 
-@pytest.mark.parametrize("name", ["mctformer-v1", "mctformer-v2", "mctformer-plus"])
-def test_it_is_an_option_of_the_mctformers(name: str) -> None:
-    plain = losses_of(symmetric_model(name))
-    model = symmetric_model(name, consistency="acr", alpha=50.0)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mctformer-v1", {}),
+        ("mctformer-v2", {}),
+        ("mctformer-plus", {}),
+        ("ts-cam", {}),
+        ("token-refinement", {"loss": "soft_margin"}),
+        ("token-refinement", {"loss": "soft_margin", "stage": "tpsm"}),
+    ],
+)
+def test_it_is_an_option_of_the_other_methods(name: str, options: dict[str, Any]) -> None:
+    plain = losses_of(symmetric_model(name, **options))
+    model = symmetric_model(name, consistency="acr", alpha=50.0, **options)
     losses = losses_of(model)
     views = {f"{key}_view" for key in plain}
     assert set(losses) == {*plain, *views, "activation", "affinity"}
     for key, loss in plain.items():
         assert torch.isclose(losses[key], loss, rtol=1e-5)
     # class tokens cannot tell the view; the patch head's 3x3 filters can
-    assert torch.isclose(losses["class_view"], losses["class"], rtol=2e-3)
+    for key in {"class", "tpsm"} & set(plain):
+        assert torch.isclose(losses[f"{key}_view"], losses[key], rtol=2e-3)
     assert losses["activation"] < 1e-2 and losses["affinity"] < 1e-2
     with torch.no_grad():
         model.stored_positions()[1].normal_()
@@ -110,7 +123,11 @@ def test_it_is_an_option_of_the_mctformers(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "option", "hint"),
-    [("acr", {"view": "flop"}, "flip"), ("mctformer-v2", {"consistency": "arc"}, "'acr'")],
+    [
+        ("acr", {"view": "flop"}, "flip"),
+        ("mctformer-v2", {"consistency": "arc"}, "'acr'"),
+        ("token-refinement", {"consistency": "acr", "stage": "cam"}, "leave out consistency"),
+    ],
 )
 def test_unknown_names_say_what_is_meant(name: str, option: dict[str, str], hint: str) -> None:
     with pytest.raises(UsageError, match=hint):

@@ -133,6 +133,38 @@ def test_the_base_model_at_384_pixels(shared_dir: Path) -> None:
     official_model.cache_clear()
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_baseline_that_keeps_a_number_of_tokens(shared_dir: Path) -> None:
+    name = "deitpos_base_224_s65_c200_s08"
+    golden = np.load(shared_dir / "goldens" / FOLDER / f"{name}.npz", allow_pickle=False)
+    model = create_model(
+        "token-refinement",
+        num_classes=200,
+        img_size=224,
+        backbone="deit_base_patch16_224",
+        stage="tpsm",
+        kept_tokens=int(golden["select_num"]),  # type: ignore[arg-type]
+    ).eval()
+    load_official(model, seeded_state(official_shapes(model), float(golden["scale"])))
+    out = model.localize(seeded_images(0, 224, 224), extras=True)
+    assert int(out.extras["n_selected"]) == 65
+    assert largest_error(out.scores, golden["logits"]) < TOLERANCES["logits_tpsm"]
+    assert largest_error(out.extras["m_prime"], golden["m_prime"]) < TOLERANCES["m_prime"]
+
+
+@torch.no_grad()
+def test_kept_tokens_are_the_largest_and_no_other_reaches_the_scores() -> None:
+    model = micro_model(kept_tokens=3)
+    images = seeded_images(0, 64, 64)
+    found = model.localize(images, extras=True).extras
+    assert sorted(found["m"][0].topk(3).indices.tolist()) == found["b"][0].nonzero()[:, 0].tolist()
+    assert float(found["lam"].sum()) == pytest.approx(1.0)
+    assert float(found["m_prime"].sum()) == pytest.approx(1.0, abs=1e-5)
+    # more than there are selects all of them
+    assert int(micro_model(kept_tokens=99).localize(images, extras=True).extras["n_selected"]) == 16
+
+
 class Prescribed(nn.Module):
     """A score head that says what it was told to."""
 

@@ -61,6 +61,24 @@ def test_every_intermediate_equals_the_official_one(goldens_dir: Path) -> None:
     assert relative_error(out.scores.numpy(), golden["logits"]) < 1e-5
 
 
+@torch.no_grad()
+def test_the_second_set_of_official_numbers(shared_dir: Path) -> None:
+    golden = np.load(
+        shared_dir / "goldens" / "token_refinement" / "tscam_small_224_c200_s08.npz", allow_pickle=False
+    )
+    model = create_model("ts-cam", num_classes=200, img_size=224, backbone="deit_small_patch16_224").eval()
+    load_official(model, seeded_state(official_shapes(model), float(golden["scale"])))
+    out = model.localize(seeded_images(0, 224, 224), extras=True)
+    assert float(np.abs(out.scores.numpy() - golden["logits"]).max()) < 2e-4
+    assert float(np.abs(out.maps.numpy() - golden["cams"]).max()) < 5e-4
+    extras = out.extras
+    for ours, key in (
+        (extras["cls_attn_layers"].sum(dim=0), "attn_map"),
+        (extras["semantic_map"], "feature_map"),
+    ):
+        assert relative_error(ours.numpy().reshape(golden[key].shape), golden[key]) < 1e-5, key
+
+
 def test_the_loss_trains_every_parameter() -> None:
     model = create_model("ts-cam", num_classes=5, backbone=TINY).train()
     losses = model.losses(torch.randn(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1, 0], [0, 1, 0, 0, 0]]))
@@ -122,7 +140,13 @@ def test_one_label_an_image_is_learned_by_a_softmax(smoothing: float) -> None:
 
 
 def test_official_defaults() -> None:
-    assert method_options("ts-cam") == {"layers_fused": 12, "loss": "soft_margin", "smoothing": 0.0}
+    assert method_options("ts-cam") == {
+        "layers_fused": 12,
+        "loss": "soft_margin",
+        "smoothing": 0.0,
+        "consistency": None,
+        "alpha": 100.0,
+    }
 
 
 @pytest.mark.parametrize(

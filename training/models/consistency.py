@@ -143,6 +143,46 @@ def consistency(
     return torch.stack(activation).mean(), torch.stack(affinity).mean()
 
 
+def check_consistency(value: str | None) -> str | None:
+    """Return an option ``consistency`` if there is such a one.
+
+    Raises:
+        UsageError: there is not.
+    """
+    if value not in (None, "acr"):
+        raise UsageError(f"unknown consistency {value!r}", fix="'acr', or leave it out")
+    return value
+
+
+def mirrored_losses(
+    of_view: Callable[[Tensor, HeadMeans | None], tuple[dict[str, Tensor], tuple[int, int]]],
+    images: Tensor,
+    *,
+    consistency: str | None,
+    alpha: float,
+    class_tokens: int = 1,
+) -> dict[str, Tensor]:
+    """Losses of a method that may train with consistency: of images, or of these and their mirror images.
+
+    Args:
+        of_view: the method's own losses of images, and their grid; an observer, where it is given one, must
+            see the attention of every layer that is to agree.
+        images: (B, 3, H, W).
+        consistency: ``"acr"``, or None.
+        alpha: as :func:`paired_losses` takes it.
+        class_tokens: likewise.
+    """
+    if consistency is None:
+        return of_view(images, None)[0]
+
+    def run(view: Tensor) -> OneView:
+        means = HeadMeans()
+        losses, grid = of_view(view, means)
+        return losses, means.layers, grid
+
+    return paired_losses(run, images, view=VIEWS["flip"], alpha=alpha, class_tokens=class_tokens)
+
+
 def paired_losses(
     run: Callable[[Tensor], OneView],
     images: Tensor,

@@ -14,7 +14,7 @@ from wsss_rt.training.losses import multilabel_soft_margin
 from wsss_rt.training.models import tokens as token_ops
 from wsss_rt.training.models.attention import Observer, run_blocks
 from wsss_rt.training.models.base import Localization, options_set
-from wsss_rt.training.models.consistency import HeadMeans, OneView, find_view, paired_losses
+from wsss_rt.training.models.consistency import check_consistency, mirrored_losses
 from wsss_rt.training.models.extras import LayerTrace, without_batch_of_one
 from wsss_rt.training.models.fusion import (
     AFFINITY_SOURCES,
@@ -85,9 +85,7 @@ class MCTformerV1(ViTLocalizer):
         alpha: float = 100.0,
     ) -> None:
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
-        if consistency not in (None, "acr"):
-            raise UsageError(f"unknown consistency {consistency!r}", fix="'acr', or leave it out")
-        self.consistency = consistency
+        self.consistency = check_consistency(consistency)
         self.alpha = alpha
         self.layers_fused = check_layers_fused(layers_fused)
         self.attention_type = attention_type
@@ -121,16 +119,16 @@ class MCTformerV1(ViTLocalizer):
         self._affinity_source = value
 
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        if self.consistency is None:
-            return self._view_losses(images, targets)[0]
+        def of_view(view: Tensor, observe: Observer | None) -> tuple[dict[str, Tensor], tuple[int, int]]:
+            return self._view_losses(view, targets, observe)
 
-        def run(view: Tensor) -> OneView:
-            means = HeadMeans()
-            losses, grid = self._view_losses(view, targets, observe=means)
-            return losses, means.layers, grid
-
-        flip = find_view("flip")
-        return paired_losses(run, images, view=flip, alpha=self.alpha, class_tokens=self.num_classes)
+        return mirrored_losses(
+            of_view,
+            images,
+            consistency=self.consistency,
+            alpha=self.alpha,
+            class_tokens=self.num_classes,
+        )
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
         trace = LayerTrace(self.num_classes) if extras else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from wsss_rt.kernels.masked_reattention import EPSILON
 
@@ -27,6 +28,23 @@ def attention_mass(class_attention: Tensor) -> Tensor:
     """
     total = class_attention.float().sum(dim=0)
     return total / total.sum(dim=-1, keepdim=True).clamp_min(_TINY)
+
+
+def select_largest(mass: Tensor, count: int) -> Tensor:
+    """The ``count`` tokens of largest mass (B, N), as (B, N) bool; of equal ones the lower index comes first.
+
+    Where there are no more than ``count`` tokens, all of them.
+    """
+    index = torch.arange(mass.shape[-1], device=mass.device)
+    own, other = mass.detach()[..., :, None], mass.detach()[..., None, :]
+    before = (other > own) | ((other == own) & (index < index[:, None]))
+    return before.sum(dim=-1) < count
+
+
+def attend_selected(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, *, scale: float) -> Tensor:
+    """Plain attention (B, H, N, d) of every token to the ``selected`` (B, N): what those get among themselves
+    does not depend on the others. At least one must be selected."""
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=selected[:, None, None, :], scale=scale)
 
 
 def token_priorities(scores: Tensor, selected: Tensor, *, epsilon: float = EPSILON) -> Tensor:

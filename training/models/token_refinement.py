@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.kernels.masked_reattention import masked_reattention, select_tokens
+from wsss_rt.kernels.masked_reattention import EPSILON, masked_reattention, select_tokens
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
-from wsss_rt.training.models.attention import block_forward, block_mixing, run_blocks
+from wsss_rt.training.models.attention import Observer, block_forward, block_mixing, run_blocks
 from wsss_rt.training.models.base import Localization, load_official
+from wsss_rt.training.models.consistency import check_consistency, mirrored_losses
 from wsss_rt.training.models.fusion import ClassRows, to_grid
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
 from wsss_rt.training.models.position import new_positions
@@ -49,10 +50,17 @@ class TokenRefinement(ViTLocalizer):
         img_size: side in pixels of the stored position grid.
         threshold: share of the attention that selected tokens may hold together, exclusive. Official runs use
             0.6 (CUB, 224 px), 0.65 (CUB, 384 px) and 0.95 (ILSVRC); the code's own 0.02 serves in none.
+        kept_tokens: select this many tokens, those of largest attention, in place of a share of the mass: the
+            official repository's baseline (``DeitPos``; 65 for CUB, 150 for ILSVRC), whose attention among
+            them and whose priorities are plain softmaxes. 0 selects by ``threshold``.
         stage: ``"joint"``, ``"tpsm"`` or ``"cam"``, see above.
         loss: ``"cross_entropy"``, official, for one tag per image (several share it equally); or
             ``"soft_margin"``, for images with several tags, after which sigmoids of scores are probabilities.
         smoothing: label smoothing of the first stage's cross entropy, 0..1; 0.1 in the ILSVRC runs.
+        consistency: ``"acr"`` trains on the image and its mirror image, and their attention shall agree (see
+            ``consistency.py``); None, officially. Of all blocks but the last, whose
+            attention is not a map's; not for ``stage="cam"``, which trains none.
+        alpha: weight of that agreement.
 
     Extras keep their batch dimension, and ``cls_attn_layers`` (L, B, N) has the layers in front of it.
     """
@@ -66,11 +74,17 @@ class TokenRefinement(ViTLocalizer):
         num_classes: int,
         img_size: int,
         threshold: float = 0.6,
+        kept_tokens: int = 0,
         stage: str = "joint",
         loss: str = "cross_entropy",
         smoothing: float = 0.0,
+        consistency: str | None = None,
+        alpha: float = 100.0,
     ) -> None:
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
+        self.consistency, self.alpha = check_consistency(consistency), alpha
+        if self.consistency is not None and stage == "cam":
+            raise UsageError("stage 'cam' trains no attention", fix="leave out consistency")
         if self.depth < 2:
             raise UsageError("token refinement needs a backbone of two blocks or more")
         if stage not in self.stages:
@@ -78,7 +92,10 @@ class TokenRefinement(ViTLocalizer):
         check_tag_loss(loss, smoothing=smoothing)
         if not threshold > 0:
             raise UsageError(f"threshold is {threshold}, but it is a share of attention above 0")
+        if kept_tokens < 0:
+            raise UsageError(f"kept_tokens is {kept_tokens}, but it is a number of tokens, or 0")
         self.threshold = threshold
+        self.kept_tokens = kept_tokens
         self.stage = stage
         self.loss = loss
         self.smoothing = smoothing
@@ -123,12 +140,16 @@ class TokenRefinement(ViTLocalizer):
                 embedded, grid, _ = self._embed(images)
                 tokens = run_blocks(list(self.blocks)[:-2], embedded)
             return {"cam": self._classify(average_pool(self.camfuse_block(tokens, grid)), targets)}
-        found = self._refine(images)
-        named = {"tpsm": self._classify(found.logits, targets, smoothing=self.smoothing)}
-        if self.stage == "joint":
-            cam = self.camfuse_block(found.before_last_two, found.grid)
-            named["cam"] = self._classify(average_pool(cam), targets)
-        return named
+
+        def of_view(view: Tensor, observe: Observer | None) -> tuple[dict[str, Tensor], tuple[int, int]]:
+            found = self._refine(view, observe)
+            named = {"tpsm": self._classify(found.logits, targets, smoothing=self.smoothing)}
+            if self.stage == "joint":
+                cam = self.camfuse_block(found.before_last_two, found.grid)
+                named["cam"] = self._classify(average_pool(cam), targets)
+            return named, found.grid
+
+        return mirrored_losses(of_view, images, consistency=self.consistency, alpha=self.alpha)
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
         found = self._refine(images)
@@ -161,19 +182,25 @@ class TokenRefinement(ViTLocalizer):
             )
         return super()._embed(images)
 
-    def _refine(self, images: Tensor) -> _Refinement:
+    def _refine(self, images: Tensor, observe: Observer | None = None) -> _Refinement:
         embedded, grid, _ = self._embed(images)
         blocks, seen = list(self.blocks), ClassRows()
-        before_last_two = run_blocks(blocks[:-2], embedded, sums=seen)
-        tokens = run_blocks(blocks[-2:-1], before_last_two, sums=seen)
+        before_last_two = run_blocks(blocks[:-2], embedded, sums=seen, observe=observe)
+        tokens = run_blocks(blocks[-2:-1], before_last_two, sums=seen, observe=observe)
         attention = torch.stack(seen.rows)
         mass = reattention.attention_mass(attention)
-        selected = select_tokens(mass, self.threshold)
+        by_count = self.kept_tokens > 0
+        selected = (
+            reattention.select_largest(mass, self.kept_tokens)
+            if by_count
+            else select_tokens(mass, self.threshold)
+        )
         class_token, patches = token_ops.split(tokens, 1)
-        mix = partial(masked_reattention, selected=selected, scale=float(self.score_layer.attn.scale))
+        attend = reattention.attend_selected if by_count else masked_reattention
+        mix = partial(attend, selected=selected, scale=float(self.score_layer.attn.scale))
         reattended = block_mixing(self.score_layer, patches, mix)
         scores = self.score_head(self.score_norm(reattended))[..., 0].float()
-        priorities = reattention.token_priorities(scores, selected)
+        priorities = reattention.token_priorities(scores, selected, epsilon=0.0 if by_count else EPSILON)
         # weighted are the tokens that entered the score layer, not those that left it
         fused = (priorities[..., None] * patches).sum(dim=1)
         pair = torch.cat((class_token, fused[:, None]), dim=1)

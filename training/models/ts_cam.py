@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import tokens as token_ops
-from wsss_rt.training.models.attention import run_blocks
+from wsss_rt.training.models.attention import Observer, run_blocks
 from wsss_rt.training.models.base import Localization
+from wsss_rt.training.models.consistency import check_consistency, mirrored_losses
 from wsss_rt.training.models.extras import LayerTrace, without_batch_of_one
 from wsss_rt.training.models.fusion import AttentionSums, check_layers_fused, to_grid
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
@@ -34,6 +35,9 @@ class TSCAM(ViTLocalizer):
             scores are probabilities; or ``"cross_entropy"`` of a softmax, the original's, for one tag an
             image (several share it equally). Either meets the average of the semantic map.
         smoothing: label smoothing of the cross entropy, 0..1.
+        consistency: ``"acr"`` trains on the image and its mirror image, and their attention shall agree (see
+            ``consistency.py``); None, officially.
+        alpha: weight of that agreement.
     """
 
     def __init__(
@@ -45,20 +49,26 @@ class TSCAM(ViTLocalizer):
         layers_fused: int = 12,
         loss: str = "soft_margin",
         smoothing: float = 0.0,
+        consistency: str | None = None,
+        alpha: float = 100.0,
     ) -> None:
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
         check_tag_loss(loss, smoothing=smoothing)
         self.loss, self.smoothing = loss, smoothing
+        self.consistency, self.alpha = check_consistency(consistency), alpha
         self.layers_fused = check_layers_fused(layers_fused)
         self.cls_token = token_ops.new_tokens(1, self.embed_dim)
         self.pos_embed = new_positions(1 + self.stored_side**2, self.embed_dim)
         self.head: nn.Module = new_patch_head(self.embed_dim, num_classes)
 
     def losses(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        sequence, grid, _ = self._embed(images)
-        semantic = self._semantic_map(run_blocks(self.blocks, sequence), grid)
-        logits = average_pool(semantic)
-        return {"patch": tag_loss(self.loss, logits, targets, smoothing=self.smoothing)}
+        def of_view(view: Tensor, observe: Observer | None) -> tuple[dict[str, Tensor], tuple[int, int]]:
+            sequence, grid, _ = self._embed(view)
+            semantic = self._semantic_map(run_blocks(self.blocks, sequence, observe=observe), grid)
+            logits = average_pool(semantic)
+            return {"patch": tag_loss(self.loss, logits, targets, smoothing=self.smoothing)}, grid
+
+        return mirrored_losses(of_view, images, consistency=self.consistency, alpha=self.alpha)
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
         embedded, grid, _ = self._embed(images)
