@@ -14,12 +14,13 @@ work=${1:-runs/pipeline}
 : "${LOCALIZER_IMAGES:=24000}"    # scenes that the localizer sees, with their tags
 : "${TRAIN_SCENES:=1200}"         # scenes that get pseudo-labels, and teach the segmenter
 : "${AFFINITY_SCENES:=300}"       # the first of them teach the affinity net
-: "${AFFINITY_IMAGES:=1000}"      # crops that it sees
+: "${AFFINITY_IMAGES:=1500}"      # crops that it sees
 : "${CRF:=--crf-alpha 8}"         # options of the CRF and of the walk; chosen on scenes of seed 990011
 : "${WALK:=--walk-alpha 8 --walk-steps 8}"
 : "${LABELS:=crf}"                # what refines the pseudo-labels: crf, walk or walk+crf
 : "${STUDENT:=segvit}"            # segvit, segvit-shrunk or conv-head
-: "${STUDENT_IMAGES:=8000}"       # images that it sees
+: "${STUDENT_IMAGES:=16000}"      # images that it sees; crops of 96 px, as labelling shows it at 128
+: "${STUDENT_OPTIONS:=--img-size 96 --set data.input_size=128 --set data.val_images=40}"
 : "${HELD_OUT:=150}"              # scenes that nothing learns from
 : "${SEED:=11}"                   # of the scenes; the held-out ones take the next
 : "${THREADS:=1}"                 # of PyTorch in training; scenes are drawn beside it
@@ -27,7 +28,7 @@ work=${1:-runs/pipeline}
 : "${PYTHON:=python3}"            # reads and writes JSON, with its standard library
 
 settings=$(for name in LOCALIZER LOCALIZER_IMAGES TRAIN_SCENES AFFINITY_SCENES AFFINITY_IMAGES \
-  CRF WALK LABELS STUDENT STUDENT_IMAGES HELD_OUT SEED; do echo "$name=${!name}"; done)
+  CRF WALK LABELS STUDENT STUDENT_IMAGES STUDENT_OPTIONS HELD_OUT SEED; do echo "$name=${!name}"; done)
 mkdir -p "$work"/{stages,miou}
 if [ -f "$work/settings" ] && [ "$(cat "$work/settings")" != "$settings" ]; then
   echo "pipeline.sh: $work was begun with other settings; choose another folder, or repeat them:" >&2
@@ -128,7 +129,7 @@ score held-pseudo "$held" "pseudo-labels ($LABELS), tags predicted, held-out sce
 
 # 5. The segmenter learns from the pseudo-labels alone: it sees no tag, neither here nor later.
 stage segmenter train "$STUDENT" --data "$learn/JPEGImages" --masks "$work/masks/pseudo" --recipe segmenter-small \
-  "${backbone[@]}" --images "$STUDENT_IMAGES" --out "$work/segmenter"
+  "${backbone[@]}" $STUDENT_OPTIONS --images "$STUDENT_IMAGES" --out "$work/segmenter"
 
 # 6. One file, which labels without PyTorch.
 stage segmenter-export export_run "$work/segmenter" "$work/segmenter.onnx"
