@@ -71,7 +71,7 @@ def bench(result: dict[str, Any]) -> str:
                 f"{sum(engine['seconds'].values()):.1f}",
                 "–" if labeller["memory_bytes"] is None else f"{labeller['memory_bytes'] / 1e6:.0f}",
                 f"{model['milliseconds']['p50']:.1f}",
-                f"{100 * model['share_of_products']:.0f}",
+                "–" if model["share_of_products"] is None else f"{100 * model['share_of_products']:.0f}",
                 f"{labeller['images_per_second']:.1f}",
                 "–" if speed_up is None else f"{speed_up:.2f}",
                 percent_exact(1 - engine["agreement"]["masks"]["mean"]),

@@ -155,7 +155,7 @@ def _show_model(report: Report) -> None:
         [
             *_what(row),
             f"{row.flops_per_second / 1e9:.1f}",
-            f"{100 * row.share_of_products:.0f}",
+            "-" if row.share_of_products is None else f"{100 * row.share_of_products:.0f}",
             f"{row.bytes_per_second / 1e9:.1f}",
             f"{100 * row.bytes_per_second / report.copy_rate:.0f}",
         ]
