@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.kernels.masked_reattention import masked_reattention, select_tokens
+from wsss_rt.kernels.masked_reattention import masked_reattention, select_tokens, spread_mass
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
@@ -132,12 +132,12 @@ class TokenRefinement(ViTLocalizer):
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
         found = self._refine(images)
-        shares = found.priorities
+        spread = found.refined
         if self.stage == "tpsm":
             # the first-stage model makes priorities sum to 1 here. Where nothing is selected its official
             # code divides 0 by 0; like the full model, this one then leaves m as it is
-            shares = reattention.token_priorities(found.scores, found.selected, epsilon=0.0)
-        refined = to_grid(reattention.refined_mass(found.mass, found.selected, shares)[:, None], found.grid)
+            spread = spread_mass(found.mass, found.selected, found.scores, epsilon=0.0)[1]
+        refined = to_grid(spread[:, None], found.grid)
         cam: Tensor | None = None
         if self.stage == "tpsm":
             maps = refined.expand(-1, self.num_classes, -1, -1)
@@ -173,7 +173,7 @@ class TokenRefinement(ViTLocalizer):
         mix = partial(masked_reattention, selected=selected, scale=float(self.score_layer.attn.scale))
         reattended = block_mixing(self.score_layer, patches, mix)
         scores = self.score_head(self.score_norm(reattended))[..., 0].float()
-        priorities = reattention.token_priorities(scores, selected)
+        priorities, refined = spread_mass(mass, selected, scores)
         # weighted are the tokens that entered the score layer, not those that left it
         fused = (priorities[..., None] * patches).sum(dim=1)
         pair = torch.cat((class_token, fused[:, None]), dim=1)
@@ -187,6 +187,7 @@ class TokenRefinement(ViTLocalizer):
             reattended=reattended,
             scores=scores,
             priorities=priorities,
+            refined=refined,
             pair=pair,
             encoded=encoded,
             logits=self.head(encoded[:, 0]).float(),
@@ -220,8 +221,8 @@ class CamBranch(nn.Module):
 
 @dataclass(frozen=True)
 class _Refinement:
-    """All that is known before the map: ``attention`` (L, B, N), ``mass``, ``selected``, ``scores`` and
-    ``priorities`` (B, N), ``pair`` and ``encoded`` (B, 2, D), tokens as in the sequence."""
+    """All that is known before the map: ``attention`` (L, B, N), ``mass``, ``selected``, ``scores``,
+    ``priorities`` and ``refined`` (B, N), ``pair`` and ``encoded`` (B, 2, D), tokens as in the sequence."""
 
     grid: tuple[int, int]
     before_last_two: Tensor
@@ -231,6 +232,7 @@ class _Refinement:
     reattended: Tensor
     scores: Tensor
     priorities: Tensor
+    refined: Tensor
     pair: Tensor
     encoded: Tensor
     logits: Tensor
