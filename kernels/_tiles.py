@@ -64,7 +64,7 @@ _TABLE: dict[tuple[str, int], list[tuple[int, Tile]]] = {
     ("propagate", 2): [(0, Tile(64, 32, 4))],
     ("propagate", 4): [(0, Tile(32, 32, 4, 2))],
     ("reattend", 2): [(0, Tile(64, 32, 4))],
-    ("reattend", 4): [(0, Tile(32, 32, 4, 2))],
+    ("reattend", 4): [(0, Tile(32, 32, 8, 2))],
 }
 
 

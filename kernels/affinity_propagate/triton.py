@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -18,13 +20,13 @@ MOST_CHANNELS = 64
 
 @triton.jit
 def _propagate(
-    q, k, maps, out,
+    q, k, maps, before, out,
     q_batch, q_head, q_row, k_batch, k_head, k_row,
     heads, tokens, classes, channels, factor, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PRECISION: tl.constexpr, WEIGHTS: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Adds one layer's share to a tile of ``out``: some patches, some channels, all heads."""
+    """A tile of what was ``before`` plus one layer's share: some patches, some channels, all heads."""
     patches = tokens - classes
     down = tl.cdiv(patches, ROWS)
     across = tl.cdiv(channels, CHANNELS)
@@ -63,10 +65,11 @@ def _propagate(
         gathered += mixed / total[:, None]
         q += q_head
         k += k_head
-    target = out + (batch * channels + channel) * patches + row
-    target += planes[None, :] * patches + lines[:, None]
+    corner = (batch * channels + channel) * patches + row
+    within = planes[None, :] * patches + lines[:, None]
     mask = there[:, None] & known[None, :]
-    tl.store(target, tl.load(target, mask=mask, other=0.0) + gathered * factor, mask=mask)
+    gathered = tl.load(before + corner + within, mask=mask, other=0.0) + gathered * factor
+    tl.store(out + corner + within, gathered, mask=mask)
 
 
 def launch(
@@ -89,7 +92,7 @@ def launch(
         tile = tile_for("propagate", q).within(patches, tokens)
         blocks = batch * triton.cdiv(patches, tile.rows) * triton.cdiv(channels, width)
         wrap_triton(_propagate)[(blocks,)](
-            q, k, maps, out, *q.stride()[:3], *k.stride()[:3],
+            q, k, maps, out, out, *q.stride()[:3], *k.stride()[:3],
             heads, tokens, num_class_tokens, channels, 1.0 / heads, scale * LOG2_E,
             D=dim, BLOCK_D=fit(dim, 128), CHANNELS=width, ROWS=tile.rows, COLS=tile.cols,
             # maps keep eleven bits where queries have no more
@@ -105,3 +108,21 @@ affinity_propagate = torch.library.triton_op("wsss_rt::affinity_propagate", laun
 @affinity_propagate.register_fake
 def _(queries: list[Tensor], keys: list[Tensor], maps: Tensor, num_class_tokens: int, scale: float) -> Tensor:
     return torch.empty_like(maps, memory_format=torch.contiguous_format)
+
+
+def _example(dtype: torch.dtype, dim: int, channels: int) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        q, k = torch.empty((16, 733, 3, 384 // dim, dim), dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)[:2]
+        return launch([q], [k], torch.empty((16, channels, 713), device="meta"), 20, dim**-0.5)
+
+    return call
+
+
+#: Calls as models make them, for ``kernels/ahead_of_time.py``.
+EXAMPLES: dict[str, Callable[[], Tensor]] = {
+    "bf16 d64, 20 maps": _example(torch.bfloat16, 64, 20),
+    "bf16 d64, 80 maps": _example(torch.bfloat16, 64, 80),
+    "fp16 d64, 20 maps": _example(torch.float16, 64, 20),
+    "fp32 d64, 20 maps": _example(torch.float32, 64, 20),
+    "bf16 d32, 20 maps": _example(torch.bfloat16, 32, 20),
+}

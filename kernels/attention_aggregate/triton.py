@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -76,9 +78,12 @@ def _attend(
 
 @triton.jit
 def _average_rows(
-    rows_logits, peak, share, target, heads, tokens, classes, factor, STRIP: tl.constexpr
+    rows_logits, peak, share, before, target, heads, tokens, classes, factor, STRIP: tl.constexpr
 ):  # fmt: skip
-    """A strip of one class token's attention to the patches, mean over heads, added to (B, classes, N)."""
+    """A strip of one class token's attention to the patches, mean over heads, added to (B, classes, N).
+
+    What was ``before`` and the ``target`` may be one tensor.
+    """
     patches = tokens - classes
     across = tl.cdiv(patches, STRIP)
     row = tl.program_id(0) // across
@@ -93,13 +98,14 @@ def _average_rows(
         total += tl.exp2(logits - tl.load(peak + of_row)) * tl.load(share + of_row)
         rows_logits += classes * patches
         of_row += tokens
+    before += row.to(tl.int64) * patches
     target += row.to(tl.int64) * patches
-    tl.store(target + cols, tl.load(target + cols, mask=inside, other=0.0) + total * factor, mask=inside)
+    tl.store(target + cols, tl.load(before + cols, mask=inside, other=0.0) + total * factor, mask=inside)
 
 
 @triton.jit
 def _add_affinity(
-    q, k, peak, share, target,
+    q, k, peak, share, before, target,
     q_batch, q_head, q_row, k_batch, k_head, k_row,
     heads, tokens, classes, factor, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
@@ -127,10 +133,11 @@ def _add_affinity(
         q += q_head
         k += k_head
         of_rows += tokens
-    target += (batch * patches + row) * patches + col
-    target += lines[:, None] * patches + steps[None, :]
+    corner = (batch * patches + row) * patches + col
+    within = lines[:, None] * patches + steps[None, :]
     mask = there[:, None] & seen[None, :]
-    tl.store(target, tl.load(target, mask=mask, other=0.0) + total * factor, mask=mask)
+    total = tl.load(before + corner + within, mask=mask, other=0.0) + total * factor
+    tl.store(target + corner + within, total, mask=mask)
 
 
 def launches(num_class_tokens: int, class_map: Tensor | None, affinity: Tensor | None) -> tuple[str, ...]:
@@ -182,8 +189,8 @@ def launch(
     if class_map is not None and rows_wanted:
         strip = min(_STRIP, triton.next_power_of_2(patches))
         wrap_triton(_average_rows)[(batch * num_class_tokens * triton.cdiv(patches, strip),)](
-            rows_logits, peak, share, class_map, heads, tokens, num_class_tokens, weight / heads,
-            STRIP=strip, num_warps=4,
+            rows_logits, peak, share, class_map, class_map,
+            heads, tokens, num_class_tokens, weight / heads, STRIP=strip, num_warps=4,
         )  # fmt: skip
     if affinity is not None:
         # rows and columns as above, so that logits are summed as above: the affinity is a power of their
@@ -191,7 +198,7 @@ def launch(
         other = tile_for("affinity", q)
         count = batch * triton.cdiv(patches, tile.rows) * triton.cdiv(patches, tile.cols)
         wrap_triton(_add_affinity)[(count,)](
-            q, k, peak, share, affinity, *q.stride()[:3], *k.stride()[:3],
+            q, k, peak, share, affinity, affinity, *q.stride()[:3], *k.stride()[:3],
             heads, tokens, num_class_tokens, weight / heads, scale * LOG2_E,
             ROWS=tile.rows, COLS=tile.cols, **shape, num_warps=other.warps, num_stages=other.stages,
         )  # fmt: skip
@@ -216,3 +223,29 @@ def _(
 ) -> Tensor:
     batch, heads, tokens, dim = v.shape
     return v.new_empty((batch, tokens, heads, dim)).transpose(1, 2)
+
+
+def _example(
+    dtype: torch.dtype, dim: int, classes: int, *, rows: bool = True, affinity: bool = True
+) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        q, k, v = torch.empty((16, 733, 3, 384 // dim, dim), dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
+        patches = 733 - classes
+        maps = [
+            torch.empty((16, wanted, patches), device="meta") if asked else None
+            for wanted, asked in ((classes, rows), (patches, affinity))
+        ]
+        return launch(q, k, v, classes, *maps, 1.0, dim**-0.5)
+
+    return call
+
+
+#: Calls as models make them, for ``kernels/ahead_of_time.py``.
+EXAMPLES: dict[str, Callable[[], Tensor]] = {
+    "bf16 d64, both maps": _example(torch.bfloat16, 64, 20),
+    "bf16 d64, one class token": _example(torch.bfloat16, 64, 1, affinity=False),
+    "bf16 d64, affinity": _example(torch.bfloat16, 64, 20, rows=False),
+    "fp16 d64, both maps": _example(torch.float16, 64, 20),
+    "fp32 d64, both maps": _example(torch.float32, 64, 20),
+    "bf16 d32, both maps": _example(torch.bfloat16, 32, 20),
+}

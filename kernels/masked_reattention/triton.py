@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -214,3 +215,29 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 masked_reattention.register_autograd(_backward, setup_context=_remember)
+
+
+def _example(dtype: torch.dtype, dim: int, *, asking: int | None = None) -> Callable[[], Any]:
+    def call() -> Any:
+        q, k, v = torch.empty((16, 713, 3, 384 // dim, dim), dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
+        selected, places = torch.empty((16, 713), dtype=torch.bool, device="meta"), None
+        if asking is not None:
+            places = torch.empty((16, asking), dtype=torch.int32, device="meta")
+            q = torch.empty((16, asking, 384 // dim, dim), dtype=dtype, device="meta").transpose(1, 2)
+        return launch(q, k, v, selected, places, dim**-0.5)
+
+    return call
+
+
+def _example_of_mass() -> None:
+    mass, scores = torch.empty((2, 16, 713), device="meta")
+    launch_spread(mass, launch_select(mass, 0.6), scores, EPSILON)
+
+
+#: Calls as models make them, for ``kernels/ahead_of_time.py``.
+EXAMPLES: dict[str, Callable[[], Any]] = {
+    "bf16 d64": _example(torch.bfloat16, 64),
+    "bf16 d64, compact": _example(torch.bfloat16, 64, asking=200),
+    "fp32 d64": _example(torch.float32, 64),
+    "select and spread": _example_of_mass,
+}
