@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ DEFAULT_ARCHITECTURE = 90
 # tl.dot takes no side below 16
 SMALLEST = 16
 _chosen_architecture: int | None = None
+_forced: dict[str, Tile] = {}
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def tile_for(kernel: str, tensor: Tensor) -> Tile:
     ``attend`` and ``affinity`` share rows and columns: the second multiplies again what the first summed, and
     another tile may sum in another order.
     """
+    if kernel in _forced:
+        return _forced[kernel]
     if interpreting():
         return _INTERPRETED
     width = tensor.shape[-1]
@@ -103,19 +108,28 @@ def _capability(index: int) -> int:
     return major * 10 + minor
 
 
-class for_architecture:  # noqa: N801
+@contextmanager
+def for_architecture(architecture: int) -> Iterator[None]:
     """Take the tiles of this architecture, whatever device there is: to compile for another machine."""
+    global _chosen_architecture
+    kept, _chosen_architecture = _chosen_architecture, architecture
+    try:
+        yield
+    finally:
+        _chosen_architecture = kept
 
-    def __init__(self, architecture: int) -> None:
-        self._architecture = architecture
 
-    def __enter__(self) -> None:
-        global _chosen_architecture
-        self._kept, _chosen_architecture = _chosen_architecture, self._architecture
-
-    def __exit__(self, *error: object) -> None:
-        global _chosen_architecture
-        _chosen_architecture = self._kept
+@contextmanager
+def use_tile(kernel: str, tile: Tile) -> Iterator[None]:
+    """Take this tile for a kernel, whatever was tuned: to time it."""
+    kept = _forced.get(kernel)
+    _forced[kernel] = tile
+    try:
+        yield
+    finally:
+        del _forced[kernel]
+        if kept is not None:
+            _forced[kernel] = kept
 
 
 def device_name(tensor: Tensor) -> str | None:
