@@ -30,11 +30,9 @@ def attend_rows(
 
 
 @triton.jit
-def average_rows(
-    rows, peak, share, before, heads, tokens, classes, after, FACTOR: tl.constexpr, STRIP: tl.constexpr
-):  # fmt: skip
+def average_rows(rows, before, heads, patches, classes, after, FACTOR: tl.constexpr, STRIP: tl.constexpr):
     """``_average_rows``; FACTOR is the layer's weight, and the mean over heads is taken here."""
-    _average_rows(rows, peak, share, before, after, heads, tokens, classes, FACTOR / heads, STRIP)
+    _average_rows(rows, before, after, heads, patches, classes, FACTOR / heads, STRIP)
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """The kernels as TensorRT plugins: PTX compiled here, launched by TensorRT itself, without Python.
 
-TensorRT's quickly deployable plugins (``tensorrt.plugin``, 10.7 and later; experimental) take a description of a
-node's outputs and, ahead of time, a kernel: its PTX, its grid and its whole-number arguments as expressions of
-the input's shape. :func:`register_plugins` gives them the nodes that :func:`build_plugin_graph` writes into an ONNX
-file in place of attention with maps. An engine built so holds machine code for one architecture.
+TensorRT's quickly deployable plugins (``tensorrt.plugin``, 10.7 and later; experimental) take a description
+of a node's outputs and, ahead of time, a kernel: its PTX, its grid and its whole-number arguments as
+expressions of the input's shape. :func:`register_plugins` describes the nodes that :func:`build_plugin_graph`
+writes into an ONNX file in place of attention with maps. An engine built so is for one architecture.
 
 What has run: Triton's compiler and NVIDIA's assembler on these kernels, and the expressions, against the
 launches of the operators themselves (``tests/export/test_tensorrt_plugins.py``). TensorRT has not.
@@ -52,8 +52,12 @@ class Program:
     stages: int = 2
 
 
+#: A shape made of the inputs' shapes and the attributes.
+ShapeOf = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Any, ...]]
 #: What a plugin's program is made of: shapes and types of its inputs, attributes, ceiling division.
-Planner = Callable[[Sequence[Sequence[Any]], Sequence[str], Mapping[str, Any], Callable[[Any, int], Any]], Program]
+Planner = Callable[
+    [Sequence[Sequence[Any]], Sequence[str], Mapping[str, Any], Callable[[Any, int], Any]], Program
+]
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,14 @@ class Plugin:
         name: of the plugin and of its nodes.
         inputs: names of its tensors.
         attributes: names and types.
-        outputs: for each, the input whose shape it has, or a function of all inputs' shapes; and its type,
-            where it is not that input's.
+        outputs: for each, the input that it is like, or the shape of a float32 tensor.
         plan: its program.
     """
 
     name: str
     inputs: tuple[str, ...]
     attributes: Mapping[str, type]
-    outputs: Sequence[tuple[str | Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Any, ...]], str | None]]
+    outputs: Sequence[str | ShapeOf]
     plan: Planner
 
 
@@ -94,7 +97,7 @@ def build_plugin_graph(model: nn.Module, *, patch: int) -> bytes:
 
 
 def register_plugins(architecture: int, *, tensorrt: Any = None, plugin: Any = None) -> list[str]:
-    """Make the plugins known to TensorRT in this process; engines are then built by its ONNX parser as always.
+    """Make the plugins known to TensorRT in this process, whose ONNX parser then takes their nodes.
 
     Args:
         architecture: compute capability times ten of the GPU that will run the engine.
@@ -105,7 +108,7 @@ def register_plugins(architecture: int, *, tensorrt: Any = None, plugin: Any = N
         Their identifiers.
 
     Raises:
-        WsssError: TensorRT is not installed, or older than 10.7; or a kernel does not compile within its bounds.
+        WsssError: TensorRT is not installed, or older than 10.7; or a kernel exceeds its bounds.
     """
     if tensorrt is None or plugin is None:
         tensorrt, plugin = _import()
@@ -177,7 +180,8 @@ def _import() -> tuple[Any, Any]:
         ) from error
     if not hasattr(plugin, "aot_impl"):
         raise WsssError(
-            f"TensorRT {tensorrt.__version__} takes no kernels ahead of time", fix="install tensorrt 10.7 or later"
+            f"TensorRT {tensorrt.__version__} takes no kernels ahead of time",
+            fix="install tensorrt 10.7 or later",
         )
     return tensorrt, plugin
 
@@ -187,14 +191,12 @@ def _description(one: Plugin, trt: Any, trtp: Any) -> Callable[..., Any]:
         tensors = dict(zip(one.inputs, values, strict=False))
         settings = dict(zip(one.attributes, values[len(one.inputs) :], strict=True))
         made = []
-        for shape, kind in one.outputs:
+        for shape in one.outputs:
             if isinstance(shape, str):
                 output = tensors[shape].like()
             else:
                 shapes = {name: tensor.shape_expr for name, tensor in tensors.items()}
                 output = trtp.from_shape_expr(shape(shapes, settings), dtype=trt.float32)
-            if kind is not None:
-                output.dtype = getattr(trt, kind)
             made.append(output)
         return tuple(made)
 
@@ -280,8 +282,8 @@ def _plan_rows(shapes: Any, pointers: Any, settings: Any, cdiv: Any) -> Program:
 
     batch, heads, classes, patches = shapes[0]
     constants = {"FACTOR": settings["weight"], "STRIP": _STRIP}
-    numbers = (heads, patches + classes, classes)
-    return Program(plugin_kernels.average_rows, constants, numbers, (cdiv(patches, _STRIP), batch, classes))
+    grid = (cdiv(patches, _STRIP), batch, classes)
+    return Program(plugin_kernels.average_rows, constants, (heads, patches, classes), grid)
 
 
 def _plan_affinity(shapes: Any, pointers: Any, settings: Any, cdiv: Any) -> Program:
@@ -335,18 +337,22 @@ PLUGINS = (
         "attend_rows",
         ("q", "k", "v"),
         {"num_class_tokens": int, "scale": float},
-        (("v", None), (_line, None), (_line, None), (_rows, None)),
+        ("v", _line, _line, _rows),
         _plan_attend,
     ),
-    Plugin("average_rows", ("rows", "peak", "share", "before"), {"weight": float}, (("before", None),), _plan_rows),
+    Plugin("average_rows", ("rows", "before"), {"weight": float}, ("before",), _plan_rows),
     Plugin(
         "add_affinity",
         ("q", "k", "peak", "share", "before"),
         {"scale": float, "weight": float},
-        (("before", None),),
+        ("before",),
         _plan_affinity,
     ),
     Plugin(
-        "propagate_layer", ("q", "k", "maps", "before"), {"scale": float}, (("before", None),), _plan_propagate
+        "propagate_layer",
+        ("q", "k", "maps", "before"),
+        {"scale": float},
+        ("before",),
+        _plan_propagate,
     ),
 )

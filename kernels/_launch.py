@@ -65,6 +65,13 @@ def widen(tensor: Tensor) -> bool:
     return tensor.dtype == torch.bfloat16 and interpreting()
 
 
+def meta_heads(batch: int, tokens: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, 384 / d, T, d) of a packed projection, without data: for examples."""
+    packed = torch.empty((batch, tokens, 3, 384 // dim, dim), dtype=dtype, device="meta")
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
 def dense_rows(*tensors: Tensor) -> list[Tensor]:
     """The tensors, copied where their last axis is strided."""
     return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]

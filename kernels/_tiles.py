@@ -2,8 +2,8 @@
 
 The table holds, by kernel, type and architecture, tiles that Triton compiles without spilling registers
 (``kernels/ahead_of_time.py``, ``tests/kernels/test_ahead_of_time.py``); nothing is tuned at import or at the
-first call. What ``benchmarks/kernels/gpu.py --tune`` found on a device lies in a JSON file in the user's cache,
-one for each device and Triton version, and takes precedence.
+first call. What ``benchmarks/kernels/gpu.py --tune`` found on a device lies in a JSON file in the user's
+cache, one for each device and Triton version, and takes precedence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -89,7 +89,7 @@ def tile_for(kernel: str, tensor: Tensor) -> Tile:
     for least, tile in _TABLE[kernel, 2 if tensor.element_size() == 2 else 4]:
         if architecture >= least:
             # half as many rows where heads are twice as wide: the registers hold whole heads
-            return Tile(max(SMALLEST, tile.rows // 2), tile.cols, tile.warps, tile.stages) if width > 64 else tile
+            return tile if width <= 64 else replace(tile, rows=max(SMALLEST, tile.rows // 2))
     raise KeyError(kernel)
 
 
@@ -134,7 +134,12 @@ def use_tile(kernel: str, tile: Tile) -> Iterator[None]:
 
 def device_name(tensor: Tensor) -> str | None:
     """What tuned tiles are kept under, or None where there is nothing to tune for."""
-    if _chosen_architecture is not None or interpreting() or not tensor.is_cuda or not torch.cuda.is_available():
+    if (
+        _chosen_architecture is not None
+        or interpreting()
+        or not tensor.is_cuda
+        or not torch.cuda.is_available()
+    ):
         return None
     return torch.cuda.get_device_name(tensor.device.index or 0)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -107,7 +108,9 @@ class Compiled:
     @property
     def fits(self) -> bool:
         """Whether it runs without spilling, within the device's shared memory."""
-        return not self.spilled and self.shared <= SHARED_MEMORY.get(self.architecture, min(SHARED_MEMORY.values()))
+        return not self.spilled and self.shared <= SHARED_MEMORY.get(
+            self.architecture, min(SHARED_MEMORY.values())
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the code."""
@@ -201,14 +204,6 @@ def compile_all(architecture: int, *, only: str = "") -> Iterator[Compiled]:
             yield compile_launch(launch, architecture)
 
 
-def meta_heads(
-    batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype, *, count: int = 3
-) -> tuple[Tensor, ...]:
-    """Queries, keys and values (B, H, T, d) without data, as a packed projection gives them: for examples."""
-    packed = torch.empty((batch, tokens, count, heads, dim), dtype=dtype, device="meta")
-    return packed.permute(2, 0, 3, 1, 4).unbind(0)
-
-
 def _described(
     operator: str, example: str, kernel: Any, grid: Any, args: tuple[Any, ...], named: dict[str, Any]
 ) -> Launch:
@@ -216,7 +211,8 @@ def _described(
     values = dict(zip(names, args, strict=False)) | {
         name: value for name, value in named.items() if name not in _SPECIAL
     }
-    constant = {param.name for param in kernel.params if param.is_constexpr}
+    noted = inspect.signature(kernel.fn).parameters
+    constant = {name for name in names if "constexpr" in str(noted[name].annotation)}
     signature, constants, aligned = {}, {}, set()
     for name in names:
         value = values[name]

@@ -1,13 +1,13 @@
-"""Checks and times everything on a GPU in one call, and writes ``benchmarks/results/h200-kernels.json`` as it goes.
+"""Checks and times everything on a GPU in one call; ``benchmarks/results/h200-kernels.json`` grows with it.
 
-    python benchmarks/kernels/gpu.py [--minutes 12] [--repeat 50] [--only aggregate,memory] [--name h200-kernels]
+    python benchmarks/kernels/gpu.py [--minutes 12] [--repeat 50] [--only aggregate,memory]
     python benchmarks/kernels/gpu.py --images VOC/JPEGImages --tags VOC/labels.csv     # labelling too
 
-Each part runs in a process of its own: first its kernels' parity, then its times, a row at a time. A part that
-fails, hangs or leaves the GPU unusable costs its remaining rows, and its reason stands in the result. Parts begin
-in order of what matters most, and none begins or goes on after ``--minutes``. Rates stand beside what large matrix
-products and a large copy reached in the same run. ``--tune`` first looks for faster tiles and keeps them in the
-user's cache.
+Each part runs in a process of its own: first its kernels' parity, then its times, a row at a time. A part
+that fails, hangs or leaves the GPU unusable costs its remaining rows, and its reason stands in the result.
+Parts begin in order of what matters most, and none begins or goes on after ``--minutes``. Rates stand beside
+what large matrix products and a large copy reached in the same run. ``--tune`` first looks for faster tiles
+and keeps them in the user's cache.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Part:
 
     Attributes:
         name: of its entry in the result.
-        module: below ``benchmarks.kernels``. Its ``parity_of_all(device, small=...)``, where it has one, judges
-            first; what does not pass is not timed.
+        module: below ``benchmarks.kernels``. Its ``parity_of_all(device, small=...)``, where it has one,
+            judges first; what does not pass is not timed.
         timings: name of its function (repeat, ceilings) that yields rows; older ones take (measured, repeat).
         minutes: the most it may take.
         result: file of ``benchmarks/results`` that its rows go to as well.
@@ -215,9 +215,7 @@ def main() -> int:
     known = {part.name: part for part in available()}
     if options.part:
         part = {**known, TUNE.name: TUNE}[options.part]
-        return run_part(
-            part, options.device, options.out, repeat=options.repeat, ceiling=options.ceilings
-        )
+        return run_part(part, options.device, options.out, repeat=options.repeat, ceiling=options.ceilings)
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -233,7 +231,9 @@ def main() -> int:
         options.minutes -= min(LABELLING_MINUTES, options.minutes / 2)
     result = run_all(chosen, options, device=options.device, started=started)
     if options.images and options.tags:
-        left = min(60 * LABELLING_MINUTES, 60 * options.minutes + 60 * LABELLING_MINUTES - time.monotonic() + started)
+        left = min(
+            60 * LABELLING_MINUTES, 60 * options.minutes + 60 * LABELLING_MINUTES - time.monotonic() + started
+        )
         script = str(Path(__file__).with_name("labelling.py"))
         words = [sys.executable, script, "--images", str(options.images), "--tags", str(options.tags)]
         reason = _finish(words, max(left, 30.0))

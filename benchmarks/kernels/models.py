@@ -51,7 +51,10 @@ def _model(
     model: Any, images: Tensor, repeat: int, ceiling: dict[str, float], compiled: bool, macs: int
 ) -> dict[str, Any]:
     flops = 2 * macs * images.shape[0]
-    row: dict[str, Any] = {"batch": images.shape[0], "gflop_an_image": round(flops / images.shape[0] / 1e9, 2)}
+    row: dict[str, Any] = {
+        "batch": images.shape[0],
+        "gflop_an_image": round(flops / images.shape[0] / 1e9, 2),
+    }
     maps: dict[str, Tensor] = {}
     ways: dict[str, tuple[str, Callable[..., Any]]] = {
         "triton": ("triton", model.localize),

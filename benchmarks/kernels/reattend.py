@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,11 @@ def parity_of_all(device: str, *, small: bool) -> list[Verdict]:
     return found
 
 
+def _call(mode: str, q: Tensor, k: Tensor, v: Tensor, selected: Tensor, places: Tensor | None) -> Tensor:
+    with use_kernels(mode):
+        return masked_reattention(q, k, v, selected, scale=DIM**-0.5, places=places)
+
+
 def timings(repeat: int, ceiling: dict[str, float]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The masked attention, and its compact form with 40 % of the queries, beside PyTorch's."""
     for batch, tokens in SIZES:
@@ -71,12 +77,9 @@ def timings(repeat: int, ceiling: dict[str, float]) -> Iterator[tuple[str, dict[
                     ("", parts[0], None),
                     (", compact", parts[0][:, :, : places.shape[1]], places),
                 ):
+                    work = partial(_call, mode, queries, *parts[1:], selected, at)
 
-                    def run(mode: str = mode, q: Tensor = queries, at: Tensor | None = at) -> Tensor:
-                        with use_kernels(mode):
-                            return masked_reattention(q, *parts[1:], selected, scale=DIM**-0.5, places=at)
-
-                    row[f"{mode}{form}"] = measured(run, repeat)
+                    row[f"{mode}{form}"] = measured(work, repeat)
             judged = parity(min(batch, 2), heads, count, DIM, torch.bfloat16, device="cuda")
             row["parity"] = [verdict.as_dict() for verdict in judged]
             yield name_of(batch, tokens, heads), row

@@ -1,4 +1,4 @@
-"""One layer of ``affinity_propagate`` as an operator without side effects: what a graph holds as a plugin node."""
+"""One layer of ``affinity_propagate`` without side effects: what a graph holds as a plugin node."""
 
 from __future__ import annotations
 

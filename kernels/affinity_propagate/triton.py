@@ -10,9 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from wsss_rt.kernels._blocks import load_rows
-from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, widen, wrap_triton
+from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, meta_heads, widen, wrap_triton
 from wsss_rt.kernels._tiles import tile_for
-
 
 # channels of a program: more held two sums of 128 columns, which spilled
 MOST_CHANNELS = 64
@@ -112,7 +111,7 @@ def _(queries: list[Tensor], keys: list[Tensor], maps: Tensor, num_class_tokens:
 
 def _example(dtype: torch.dtype, dim: int, channels: int) -> Callable[[], Tensor]:
     def call() -> Tensor:
-        q, k = torch.empty((16, 733, 3, 384 // dim, dim), dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)[:2]
+        q, k = meta_heads(16, 733, dim, dtype)[:2]
         return launch([q], [k], torch.empty((16, channels, 713), device="meta"), 20, dim**-0.5)
 
     return call

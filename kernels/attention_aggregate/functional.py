@@ -1,8 +1,8 @@
 """The steps of ``attention_aggregate`` as operators without side effects: what a graph holds as plugin nodes.
 
-Each has one launch for its kernel on a GPU (``wsss_rt.export.tensorrt_plugins``); here, where graphs are traced
-and checked, plain PyTorch computes the same. Statistics of a row are its largest logit, in units of base 2, and
-1 / sum, as in README.md.
+Each has one launch for its kernel on a GPU (``wsss_rt.export.tensorrt_plugins``); here, where graphs are
+traced and checked, plain PyTorch computes the same. Statistics of a row are its largest logit, in units of
+base 2, and 1 / sum, as in README.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOG2_E = math.log2(math.e)
 def attend_rows(
     q: Tensor, k: Tensor, v: Tensor, num_class_tokens: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention, its statistics, and the logits of class tokens' rows.
+    """Attention, its statistics, and class tokens' attention to the patches.
 
     Args:
         q: (B, H, T, d).
@@ -40,7 +40,7 @@ def attend_rows(
     weights = torch.exp2(logits - peak[..., None])
     share = 1 / weights.sum(dim=-1)
     out = (weights * share[..., None]) @ wide[2]
-    rows = logits[:, :, :num_class_tokens, num_class_tokens:].contiguous()
+    rows = (weights * share[..., None])[:, :, :num_class_tokens, num_class_tokens:].contiguous()
     return out.to(v.dtype), peak, share, rows
 
 
@@ -55,15 +55,13 @@ def _(
 
 
 @torch.library.custom_op("wsss_rt::average_rows", mutates_args=())
-def average_rows(rows: Tensor, peak: Tensor, share: Tensor, before: Tensor, weight: float) -> Tensor:
-    """``before`` (B, C, N) plus ``weight`` times the head mean of class tokens' attention to the patches."""
-    classes = rows.shape[2]
-    attention = torch.exp2(rows - peak[:, :, :classes, None]) * share[:, :, :classes, None]
-    return before + weight * attention.mean(dim=1)
+def average_rows(rows: Tensor, before: Tensor, weight: float) -> Tensor:
+    """``before`` (B, C, N) plus ``weight`` times the mean over heads of ``rows`` (B, H, C, N)."""
+    return before + weight * rows.mean(dim=1)
 
 
 @average_rows.register_fake
-def _(rows: Tensor, peak: Tensor, share: Tensor, before: Tensor, weight: float) -> Tensor:
+def _(rows: Tensor, before: Tensor, weight: float) -> Tensor:
     return torch.empty_like(before)
 
 
@@ -103,12 +101,16 @@ def attention_aggregate(
     line = (torch.float32, (batch, heads, tokens))
     rows_like = (torch.float32, (batch, heads, classes, tokens - classes))
     out, peak, share, rows = _call(
-        "attend_rows", (q, k, v), [(v.dtype, v.shape), line, line, rows_like], num_class_tokens=classes, scale=scale
+        "attend_rows",
+        (q, k, v),
+        [(v.dtype, v.shape), line, line, rows_like],
+        num_class_tokens=classes,
+        scale=scale,
     )
     if class_map is not None:
-        inputs = (rows, peak, share, class_map.clone())
+        averaged = (rows, class_map.clone())
         like = [(torch.float32, class_map.shape)]
-        class_map.copy_(_call("average_rows", inputs, like, weight=weight)[0])
+        class_map.copy_(_call("average_rows", averaged, like, weight=weight)[0])
     if affinity is not None:
         inputs = (q, k, peak, share, affinity.clone())
         like = [(torch.float32, affinity.shape)]

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wsss_rt.kernels._blocks import load_rows, store_rows
-from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, widen, wrap_triton
+from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, meta_heads, widen, wrap_triton
 from wsss_rt.kernels._tiles import tile_for
 
 # patches of a program that averages class rows
@@ -19,7 +19,7 @@ _STRIP = 256
 
 @triton.jit
 def _attend(
-    q, k, v, out, peak, share, rows_logits,
+    q, k, v, out, peak, share, rows_found,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
     heads, tokens, classes, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
@@ -27,7 +27,8 @@ def _attend(
 ):  # fmt: skip
     """Rows of softmax(q k^T) v by online softmax, base 2; each row's maximum and 1 / sum, for the maps.
 
-    The logits of class tokens' rows are kept too, where class rows are asked for: C of T rows.
+    Where class rows are asked for, tiles that hold class tokens multiply once more, and keep these rows. Kept
+    on the way, they took the registers of the loop that all tiles run.
     """
     blocks = tl.cdiv(tokens, ROWS)
     of_head = tl.program_id(0) // blocks
@@ -39,24 +40,16 @@ def _attend(
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
     queries = load_rows(q, lines, q_row, there, dims, D, BLOCK_D, WIDEN)
-    if CLASS_ROWS:
-        rows_logits += (of_head.to(tl.int64) * classes + first) * (tokens - classes) - classes
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    key = k
     for start in range(0, tokens, COLS):
         seen = start + steps < tokens
-        keys = load_rows(k, steps, k_row, seen, dims, D, BLOCK_D, WIDEN)
+        keys = load_rows(key, steps, k_row, seen, dims, D, BLOCK_D, WIDEN)
         values = load_rows(v, steps, v_row, seen, dims, D, BLOCK_D, False)
         logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
         logits = tl.where(seen[None, :], logits, float("-inf"))
-        if CLASS_ROWS:
-            if first < classes:
-                tl.store(
-                    rows_logits + start + lines[:, None] * (tokens - classes) + steps[None, :],
-                    logits,
-                    mask=(first + lines < classes)[:, None] & (seen & (start + steps >= classes))[None, :],
-                )
         higher = tl.maximum(largest, tl.max(logits, 1))
         shrink = tl.exp2(largest - higher)
         weights = tl.exp2(logits - higher[:, None])
@@ -67,40 +60,49 @@ def _attend(
             weights, values = weights.to(tl.float32), values.to(tl.float32)
         mixed += tl.dot(weights, values, input_precision=PRECISION)
         largest = higher
-        k += COLS * k_row
+        key += COLS * k_row
         v += COLS * v_row
     out += batch * out_batch + head * out_head + first.to(tl.int64) * out_row
     store_rows(out, mixed / total[:, None], lines, out_row, there, dims, D, BLOCK_D)
     row = of_head.to(tl.int64) * tokens + first
     tl.store(peak + row + lines, largest, mask=there)
     tl.store(share + row + lines, 1.0 / total, mask=there)
+    if CLASS_ROWS:  # noqa: SIM102 - the compiler knows the one, and the program the other
+        if first < classes:
+            patches = tokens - classes
+            rows_found += (of_head.to(tl.int64) * classes + first) * patches - classes
+            shares = 1.0 / total
+            wanted = first + lines < classes
+            for start in range(0, tokens, COLS):
+                seen = start + steps < tokens
+                keys = load_rows(k, steps, k_row, seen, dims, D, BLOCK_D, WIDEN)
+                logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+                tl.store(
+                    rows_found + start + lines[:, None] * patches + steps[None, :],
+                    tl.exp2(logits - largest[:, None]) * shares[:, None],
+                    mask=wanted[:, None] & (seen & (start + steps >= classes))[None, :],
+                )
+                k += COLS * k_row
 
 
 @triton.jit
-def _average_rows(
-    rows_logits, peak, share, before, target, heads, tokens, classes, factor, STRIP: tl.constexpr
-):  # fmt: skip
-    """A strip of one class token's attention to the patches, mean over heads, added to (B, classes, N).
+def _average_rows(rows, before, target, heads, patches, classes, factor, STRIP: tl.constexpr):
+    """A strip of a class token's attention (B, H, classes, N) to the patches: its mean over heads is added.
 
-    What was ``before`` and the ``target`` may be one tensor.
+    What was ``before`` and the ``target``, (B, classes, N), may be one tensor.
     """
-    patches = tokens - classes
     across = tl.cdiv(patches, STRIP)
-    row = tl.program_id(0) // across
+    line = tl.program_id(0) // across
     cols = (tl.program_id(0) % across) * STRIP + tl.arange(0, STRIP)
-    batch, line = (row // classes).to(tl.int64), row % classes
+    batch = (line // classes).to(tl.int64)
     inside = cols < patches
-    rows_logits += (batch * heads * classes + line) * patches
-    of_row = batch * heads * tokens + line
+    rows += (batch * heads * classes + line % classes) * patches
     total = tl.zeros((STRIP,), tl.float32)
     for _ in range(0, heads):
-        logits = tl.load(rows_logits + cols, mask=inside, other=float("-inf"))
-        total += tl.exp2(logits - tl.load(peak + of_row)) * tl.load(share + of_row)
-        rows_logits += classes * patches
-        of_row += tokens
-    before += row.to(tl.int64) * patches
-    target += row.to(tl.int64) * patches
-    tl.store(target + cols, tl.load(before + cols, mask=inside, other=0.0) + total * factor, mask=inside)
+        total += tl.load(rows + cols, mask=inside, other=0.0)
+        rows += classes * patches
+    at = line.to(tl.int64) * patches + cols
+    tl.store(target + at, tl.load(before + at, mask=inside, other=0.0) + total * factor, mask=inside)
 
 
 @triton.jit
@@ -170,15 +172,15 @@ def launch(
     share = torch.empty_like(peak)
     rows_wanted = class_map is not None and num_class_tokens > 0
     # without class rows nothing is written there, and any pointer will do
-    rows_logits = peak
+    rows_found = peak
     if rows_wanted:
         size = (batch, heads, num_class_tokens, patches)
-        rows_logits = torch.empty(size, dtype=torch.float32, device=q.device)
+        rows_found = torch.empty(size, dtype=torch.float32, device=q.device)
     shape = {"D": dim, "BLOCK_D": fit(dim, 128), "PRECISION": dot_precision(q), "WIDEN": widen(q)}
     tile = tile_for("attend", q).within(tokens, tokens)
     if batch * tokens:
         wrap_triton(_attend)[(batch * heads * triton.cdiv(tokens, tile.rows),)](
-            q, k, v, out, peak, share, rows_logits,
+            q, k, v, out, peak, share, rows_found,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             heads, tokens, num_class_tokens, scale * LOG2_E,
             ROWS=tile.rows, COLS=tile.cols, CLASS_ROWS=rows_wanted, **shape,
@@ -189,8 +191,8 @@ def launch(
     if class_map is not None and rows_wanted:
         strip = min(_STRIP, triton.next_power_of_2(patches))
         wrap_triton(_average_rows)[(batch * num_class_tokens * triton.cdiv(patches, strip),)](
-            rows_logits, peak, share, class_map, class_map,
-            heads, tokens, num_class_tokens, weight / heads, STRIP=strip, num_warps=4,
+            rows_found, class_map, class_map, heads, patches, num_class_tokens, weight / heads,
+            STRIP=strip, num_warps=4,
         )  # fmt: skip
     if affinity is not None:
         # rows and columns as above, so that logits are summed as above: the affinity is a power of their
@@ -229,7 +231,7 @@ def _example(
     dtype: torch.dtype, dim: int, classes: int, *, rows: bool = True, affinity: bool = True
 ) -> Callable[[], Tensor]:
     def call() -> Tensor:
-        q, k, v = torch.empty((16, 733, 3, 384 // dim, dim), dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
+        q, k, v = meta_heads(16, 733, dim, dtype)
         patches = 733 - classes
         maps = [
             torch.empty((16, wanted, patches), device="meta") if asked else None

@@ -94,7 +94,8 @@ def spread_mass(
     """Priorities (lambda) of the selected tokens, and the mass of these spread anew by them (m').
 
     ``priority = exp(score) / (sum of exp(score) + epsilon)`` over selected tokens; the others have none, and
-    keep their mass. The kernel, one launch, has no backward pass; where a gradient is needed the reference runs.
+    keep their mass. The kernel, one launch, has no backward pass; the reference runs where a gradient is
+    needed.
 
     Args:
         mass: (B, N) float32.

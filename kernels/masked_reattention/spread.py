@@ -1,4 +1,4 @@
-"""Priorities of selected tokens, and the mass spread anew by them: float32 PyTorch, as the official code does it."""
+"""Priorities of selected tokens, and the mass spread anew by them: float32 PyTorch."""
 
 from __future__ import annotations
 

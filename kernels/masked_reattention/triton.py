@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wsss_rt.kernels._blocks import load_rows, store_rows
-from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, widen, wrap_triton
+from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, meta_heads, widen, wrap_triton
 from wsss_rt.kernels._tiles import tile_for
 from wsss_rt.kernels.masked_reattention import reference
 from wsss_rt.kernels.masked_reattention.constants import EPSILON
@@ -219,7 +219,7 @@ masked_reattention.register_autograd(_backward, setup_context=_remember)
 
 def _example(dtype: torch.dtype, dim: int, *, asking: int | None = None) -> Callable[[], Any]:
     def call() -> Any:
-        q, k, v = torch.empty((16, 713, 3, 384 // dim, dim), dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
+        q, k, v = meta_heads(16, 713, dim, dtype)
         selected, places = torch.empty((16, 713), dtype=torch.bool, device="meta"), None
         if asking is not None:
             places = torch.empty((16, asking), dtype=torch.int32, device="meta")

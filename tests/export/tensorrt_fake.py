@@ -1,4 +1,4 @@
-"""The part of TensorRT's plugin interface that is used, as strict as the real one (read from 11.4's bindings).
+"""The part of TensorRT's plugin interface that is used, as strict as the real one (of version 11.4).
 
 Symbolic expressions here keep what they are made of, and have a value once the sizes are known.
 """
@@ -109,7 +109,7 @@ def cdiv(first: Any, second: Any) -> SymInt32:
 
 
 class FakeTensorRT:
-    """``tensorrt`` and ``tensorrt.plugin`` in one: ``described`` and ``implemented`` hold what was registered."""
+    """``tensorrt`` and ``tensorrt.plugin`` in one, which keep what was registered."""
 
     float16, bfloat16, float32 = "float16", "bfloat16", "float32"
     TensorDesc, SymInt32, SymIntExprs = TensorDesc, SymInt32, SymIntExprs
@@ -131,8 +131,13 @@ class FakeTensorRT:
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             seen_attribute = False
             for name, parameter in inspect.signature(function).parameters.items():
-                if parameter.annotation is inspect.Parameter.empty or parameter.default is not parameter.empty:
-                    raise ValueError(f"Argument {name} does not have a type annotation, or has a default value.")
+                if (
+                    parameter.annotation is inspect.Parameter.empty
+                    or parameter.default is not parameter.empty
+                ):
+                    raise ValueError(
+                        f"Argument {name} does not have a type annotation, or has a default value."
+                    )
                 if parameter.annotation is TensorDesc:
                     if seen_attribute:
                         raise ValueError("TensorDescs args and attribute args cannot be interspersed.")
@@ -155,7 +160,9 @@ class FakeTensorRT:
             expected = [*inspect.signature(self.described[identifier]).parameters, "outputs", "tactic"]
             signature = inspect.signature(function)
             if list(signature.parameters) != expected:
-                raise ValueError(f"Signature of the aot_impl function '{signature}' does not match {expected}")
+                raise ValueError(
+                    f"Signature of the aot_impl function '{signature}' does not match {expected}"
+                )
             kinds = typing.get_args(signature.return_annotation)
             if len(kinds) != 4 or any(
                 typing.get_origin(kind) not in (typing.Union, types.UnionType) for kind in kinds[:2]

@@ -1,4 +1,4 @@
-"""Plugins for TensorRT: the graph that holds them, and what TensorRT would be told to launch. It is not here."""
+"""Plugins for TensorRT: the graph that holds them, and what TensorRT, which is not here, would be told."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def test_a_graph_of_plugins_computes_the_models_maps() -> None:
         assert len(node.input) == len(expected.inputs) and len(node.output) == len(expected.outputs)
     # a size that was not traced with
     images = seeded_images(0, 48, 64)
-    scores, maps = ReferenceEvaluator(proto, new_ops=evaluators()).run(None, {"image": images.numpy()})
+    scores, maps = ReferenceEvaluator(proto, new_ops=evaluators()).run(
+        None, {proto.graph.input[0].name: images.numpy()}
+    )
     with torch.no_grad(), use_kernels("reference"):
         plain = model.localize(images)
     torch.testing.assert_close(torch.from_numpy(scores), plain.scores, rtol=1e-4, atol=1e-4)
@@ -100,7 +102,7 @@ heads = TensorDesc((B, H, T, D), half)
 row = TensorDesc((B, H, T), line)
 inputs = {
     "attend_rows": ([heads] * 3, (C, 0.125)),
-    "average_rows": ([TensorDesc((B, H, C, N), line), row, row, TensorDesc((B, C, N), line)], (1.0,)),
+    "average_rows": ([TensorDesc((B, H, C, N), line), TensorDesc((B, C, N), line)], (1.0,)),
     "add_affinity": ([heads, heads, row, row, TensorDesc((B, N, N), line)], (0.125, 1.0)),
     "propagate_layer": ([heads, heads, TensorDesc((B, M, N), line), TensorDesc((B, M, N), line)], (0.125,)),
 }
@@ -125,7 +127,7 @@ real = {}
 for batch, head, tokens in shapes:
     q, k, v = torch.empty((3, batch, head, tokens, D), dtype=torch.bfloat16, device="meta")
     patches = tokens - C
-    maps = torch.empty((batch, C, patches), device="meta"), torch.empty((batch, patches, patches), device="meta")
+    maps = [torch.empty((batch, rows, patches), device="meta") for rows in (C, patches)]
     made = ahead_of_time.launches_of(lambda: aggregate.launch(q, k, v, C, *maps, 1.0, 0.125), 90)
     made += ahead_of_time.launches_of(lambda: propagate.launch([q], [k], maps[0], C, 0.125), 90)
     for launch, name in zip(made, inputs, strict=True):
@@ -161,7 +163,9 @@ def test_launches_are_those_of_the_operators(told: dict[str, Any]) -> None:
     assert first["add_affinity"]["outputs"] == [[64, 196, 196]]
     # heads, tokens, class tokens, channels
     assert first["attend_rows"]["numbers"] == [6, 216]
-    assert first["average_rows"]["numbers"] == first["add_affinity"]["numbers"] == [6, 216, 20]
+    assert first["add_affinity"]["numbers"] == [6, 216, 20]
+    # heads, patches, class tokens
+    assert first["average_rows"]["numbers"] == [6, 196, 20]
     assert first["propagate_layer"]["numbers"] == [6, 216, 20, 20]
 
 
@@ -186,7 +190,8 @@ def test_a_kernel_takes_what_tensorrt_passes_and_nothing_else(told: dict[str, An
 
 
 def test_scratch_memory_is_refused() -> None:
-    used = ".visible .entry k(\n .param .u64 k_0,\n .param .u64 k_1,\n .param .u64 k_2\n)\n{ld.param.b64 %r, [k_2];}"
+    head = ".visible .entry k(\n .param .u64 k_0,\n .param .u64 k_1,\n .param .u64 k_2\n)\n"
+    used = head + "{ld.param.b64 %r, [k_2];}"
     with pytest.raises(WsssError, match="scratch memory"):
         without_scratch(used)
     assert "k_1" not in without_scratch(used.replace("[k_2]", "[k_0]"))

@@ -1,4 +1,4 @@
-"""``benchmarks/kernels/gpu.py`` as far as it runs without a GPU: parity in the interpreter, and what fails apart."""
+"""``benchmarks/kernels/gpu.py`` without a GPU: parity in the interpreter, and what fails apart."""
 
 from __future__ import annotations
 

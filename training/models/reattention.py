@@ -1,8 +1,8 @@
 """From attention to mass, and from priorities back to it: plain float32 functions.
 
-The steps of the Token Refinement Transformer (BMVC 2022, arXiv 2208.01838) before its attention among selected
-tokens (``wsss_rt.kernels.masked_reattention``), and after it (``spread.py`` there), as the official code does
-them. Selection is a mask and never a gather, so no shape depends on the data.
+The steps of the Token Refinement Transformer (BMVC 2022, arXiv 2208.01838) before its attention among
+selected tokens (``wsss_rt.kernels.masked_reattention``), and after it (``spread.py`` there), as the official
+code does them. Selection is a mask and never a gather, so no shape depends on the data.
 """
 
 from __future__ import annotations
