@@ -76,3 +76,22 @@ def test_an_exported_program_keeps_the_kernels(device: str) -> None:
         scores, maps = model(IMAGES.to(device))
     ours = program.module()(IMAGES.to(device))
     torch.testing.assert_close(ours, (scores, maps), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["triton", "reference"])
+@pytest.mark.parametrize("threshold", [0.5, 1e-6], ids=["some", "none-selected"])
+@torch.no_grad()
+def test_selected_tokens_alone_give_the_same_maps(mode: str, threshold: float, device: str) -> None:
+    images, maps = IMAGES.to(device), []
+    for compact in (False, True):
+        model = tiny("token-refinement", threshold=threshold, compact=compact).to(device)
+        asked: list[int] = []
+        model.score_layer.mlp.register_forward_hook(
+            lambda module, inputs, output, asked=asked: asked.append(output.shape[1])
+        )
+        with use_kernels(mode):
+            maps.append(model.localize(images))
+            assert model.localize(images, extras=True).extras["score_tokens"].shape[1] == 12
+        assert asked[1] == 12 and (asked[0] < 12) == compact
+    torch.testing.assert_close(maps[0].maps, maps[1].maps, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(maps[0].scores, maps[1].scores, rtol=1e-5, atol=1e-6)

@@ -16,7 +16,12 @@ from wsss_rt.kernels.masked_reattention import masked_reattention, select_tokens
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
-from wsss_rt.training.models.attention import block_forward, block_mixing, run_blocks
+from wsss_rt.training.models.attention import (
+    block_forward,
+    block_mixing,
+    block_sampled,
+    run_blocks,
+)
 from wsss_rt.training.models.base import Localization, load_official
 from wsss_rt.training.models.fusion import ClassRows, to_grid
 from wsss_rt.training.models.patch_head import average_pool, new_patch_head, semantic_map
@@ -53,6 +58,9 @@ class TokenRefinement(ViTLocalizer):
         loss: ``"cross_entropy"``, official, for one tag per image (several share it equally); or
             ``"soft_margin"``, for images with several tags, after which sigmoids of scores are probabilities.
         smoothing: label smoothing of the first stage's cross entropy, 0..1; 0.1 in the ILSVRC runs.
+        compact: run ``score_layer`` for the selected tokens alone, where nothing else is read of it: in
+            :meth:`localize` without gradient and extras, and outside of graphs, whose shapes may not follow
+            data. The same numbers but for rounding; the host waits for the largest count of the batch.
 
     Extras keep their batch dimension, and ``cls_attn_layers`` (L, B, N) has the layers in front of it.
     """
@@ -69,6 +77,7 @@ class TokenRefinement(ViTLocalizer):
         stage: str = "joint",
         loss: str = "cross_entropy",
         smoothing: float = 0.0,
+        compact: bool = False,
     ) -> None:
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
         if self.depth < 2:
@@ -82,6 +91,7 @@ class TokenRefinement(ViTLocalizer):
         self.stage = stage
         self.loss = loss
         self.smoothing = smoothing
+        self.compact = compact
         self.cls_token = token_ops.new_tokens(1, self.embed_dim)
         self.pos_embed = new_positions(1 + self.stored_side**2, self.embed_dim)
         self.head = nn.Linear(self.embed_dim, num_classes)
@@ -131,7 +141,9 @@ class TokenRefinement(ViTLocalizer):
         return named
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
-        found = self._refine(images)
+        traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        compact = self.compact and not (extras or traced or torch.is_grad_enabled())
+        found = self._refine(images, compact=compact)
         spread = found.refined
         if self.stage == "tpsm":
             # the first-stage model makes priorities sum to 1 here. Where nothing is selected its official
@@ -161,7 +173,7 @@ class TokenRefinement(ViTLocalizer):
             )
         return super()._embed(images)
 
-    def _refine(self, images: Tensor) -> _Refinement:
+    def _refine(self, images: Tensor, *, compact: bool = False) -> _Refinement:
         embedded, grid, _ = self._embed(images)
         blocks, seen = list(self.blocks), ClassRows()
         before_last_two = run_blocks(blocks[:-2], embedded, sums=seen)
@@ -171,8 +183,15 @@ class TokenRefinement(ViTLocalizer):
         selected = select_tokens(mass, self.threshold)
         class_token, patches = token_ops.split(tokens, 1)
         mix = partial(masked_reattention, selected=selected, scale=float(self.score_layer.attn.scale))
-        reattended = block_mixing(self.score_layer, patches, mix)
+        if compact:
+            places = _selected_first(selected)
+            sample = partial(_gathered, places=places)
+            reattended = block_sampled(self.score_layer, patches, sample, mix=partial(mix, places=places))
+        else:
+            reattended = block_mixing(self.score_layer, patches, mix)
         scores = self.score_head(self.score_norm(reattended))[..., 0].float()
+        if compact:
+            scores = torch.zeros_like(mass).scatter(1, places, scores)
         priorities, refined = spread_mass(mass, selected, scores)
         # weighted are the tokens that entered the score layer, not those that left it
         fused = (priorities[..., None] * patches).sum(dim=1)
@@ -236,6 +255,16 @@ class _Refinement:
     pair: Tensor
     encoded: Tensor
     logits: Tensor
+
+
+def _selected_first(selected: Tensor) -> Tensor:
+    """Places (B, S) of the selected of N tokens; images that select fewer than others ask for some more."""
+    most = max(1, int(selected.sum(dim=-1).max()))
+    return selected.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :most]
+
+
+def _gathered(tokens: Tensor, *, places: Tensor) -> Tensor:
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def _named(found: _Refinement) -> dict[str, Tensor]:
