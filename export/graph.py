@@ -58,7 +58,7 @@ def build_graph(model: nn.Module, *, patch: int, weights: Weights = "float32") -
     folded = getattr(model, "constants_folded", nullcontext)
     kind: str = getattr(model, "kind", "localizer")
     try:
-        with _quiet(), torch.no_grad(), folded(), use_kernels("reference"):
+        with quiet(), torch.no_grad(), folded(), use_kernels("reference"):
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -181,9 +181,10 @@ def embedded_paths(data: bytes, needles: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter reports its own progress and deprecations; none of it is for whoever exports a model."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+def quiet() -> Iterator[None]:
+    """The exporters report their own progress and deprecations; none of it is for whoever exports a model."""
+    names = ("torch.onnx", "torch.export", "torch.utils.cpp_extension", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

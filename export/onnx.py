@@ -16,12 +16,12 @@ from torch import nn
 from wsss_rt.classes import ClassSet
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import WsssError
-from wsss_rt.export.affinity_gate import compare_affinity
 from wsss_rt.export.graph import OPSET, Weights, build_graph, embedded_paths, outputs_of
 from wsss_rt.gate_images import gate_images
 from wsss_rt.io.atomic import write_atomic
 from wsss_rt.model_card import Kind, MapRule, ModelCard, seal
 from wsss_rt.parity import LIMITS, ParityError, ParityReport, compare
+from wsss_rt.parity_affinity import compare_affinity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ class ExportReport:
     Attributes:
         path: the artifact.
         size: bytes.
-        opset: of the graph.
+        opset: of the graph; None of a package of compiled code.
         seconds: for all of it, and of that for the gate.
         gate_seconds: see ``seconds``.
         card: as sealed, but for the hash of the weights.
@@ -47,7 +47,7 @@ class ExportReport:
 
     path: Path
     size: int
-    opset: int
+    opset: int | None
     seconds: float
     gate_seconds: float
     card: ModelCard
@@ -129,8 +129,29 @@ def make_card(model: nn.Module, config: RunConfig, *, weights: Weights = "float3
 def _gate(
     model: nn.Module, graph: bytes, card: ModelCard, folder: Path | None, weights: Weights
 ) -> ParityReport:
-    chosen = gate_images(folder)
     engines, missing = _open_engines(seal(graph, card), card)
+    return gate_against(model, engines, missing, card, folder, weights)
+
+
+def gate_against(
+    model: nn.Module,
+    engines: Mapping[str, Any],
+    missing: Mapping[str, str],
+    card: ModelCard,
+    folder: Path | None,
+    precision: str,
+) -> ParityReport:
+    """Hold engines against the float32 model, on the CPU.
+
+    Args:
+        model: in eval mode.
+        engines: with ``run`` and ``infer`` as :class:`wsss_rt.engines.base.Engine`, by the name to show.
+        missing: engines that could not take part, with the reason.
+        card: of the artifact that they run.
+        folder: images; None generates scenes.
+        precision: whose limits hold, a key of :data:`wsss_rt.parity.LIMITS`.
+    """
+    chosen = gate_images(folder)
     if card.kind == "affinity":
 
         def affinity(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -143,7 +164,7 @@ def _gate(
             engines,
             chosen.images,
             card=card,
-            limit=LIMITS[weights].maps,
+            limit=LIMITS[precision].maps,
             source=chosen.source,
             missing=missing,
         )
@@ -158,7 +179,7 @@ def _gate(
         engines,
         chosen.images,
         card=card,
-        limits=LIMITS[weights],
+        limits=LIMITS[precision],
         source=chosen.source,
         missing=missing,
     )

@@ -58,13 +58,20 @@ def tiny_config() -> RunConfig:
 
 
 @lru_cache(maxsize=1)
-def exported() -> Exported:
-    """The tiny model as a run folder and as an artifact that passed the gate."""
+def saved_run() -> Path:
+    """The tiny model as a run folder."""
     folder = Path(tempfile.mkdtemp(prefix="wsss-rt-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     save_run(folder / "run", tiny_model(), tiny_config())
-    model, config = load_run(folder / "run")
-    path = folder / "out" / "tiny.onnx"
+    return folder / "run"
+
+
+@lru_cache(maxsize=1)
+def exported() -> Exported:
+    """The tiny model as a run folder and as an artifact that passed the gate."""
+    run = saved_run()
+    model, config = load_run(run)
+    path = run.parent / "out" / "tiny.onnx"
     report = export_onnx(model, config, path)
     assert isinstance(model, Localizer)
-    return Exported(folder / "run", model, config, path, report)
+    return Exported(run, model, config, path, report)

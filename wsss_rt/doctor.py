@@ -109,7 +109,11 @@ def collect() -> dict[str, Any]:
         "memory": _guarded(_memory),
         "gpu": _guarded(_gpus),
         "packages": packages,
-        "engines": {"onnxruntime": _guarded(_providers), "openvino": _guarded(_openvino_devices)},
+        "engines": {
+            "onnxruntime": _guarded(_providers),
+            "openvino": _guarded(_openvino_devices),
+            "aotinductor": _guarded(lambda: _aotinductor(packages)),
+        },
         "codecs": _guarded(_codecs),
         "models": _guarded(_models),
         "cache": _guarded(_cache),
@@ -223,6 +227,15 @@ def _openvino_devices() -> dict[str, str]:
 
     core = shared_core()
     return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices}
+
+
+def _aotinductor(packages: Mapping[str, Any]) -> dict[str, Any]:
+    """What packages of compiled code lack here, to be run and to be built; nothing of it is imported."""
+    lacks = [] if packages["torch"]["state"] == "ok" else ["torch is missing: pip install 'torch>=2.11'"]
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        lacks.append(f"{compiler} is missing: apt-get install g++ (to build packages, not to run them)")
+    return {"ready": not lacks, "lacks": lacks}
 
 
 def _codecs() -> dict[str, bool]:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from wsss_rt import run_record
+from wsss_rt.bottleneck import find_bottleneck
 from wsss_rt.errors import ImageError, WsssError
 from wsss_rt.formats import needs, open_writers, parse_formats
 from wsss_rt.formats.png import MASKS
+from wsss_rt.gate_images import images_to_label
 from wsss_rt.headers import header_size
 from wsss_rt.interrupts import Interrupts
 from wsss_rt.io.atomic import probe_writable, remove_leftovers
@@ -86,7 +88,7 @@ def label_folder(
         previous = run_record.read_run(job.out)
         wanted = needs(job.formats)
         options = replace(job.options, keep_image="image" in wanted, keep_maps="maps" in wanted)
-        opened = closing(_open_engine(job, plan, previous)) if engine is None else nullcontext(engine)
+        opened = closing(_open_engine(job, plan, previous, told)) if engine is None else nullcontext(engine)
         with opened as running, Interrupts() as interrupts:
             labeler = Labeler(engine=running, tags=plan.tags, options=options)
             labeler.warm_up(told.message)
@@ -103,7 +105,7 @@ def _forget(out: Path) -> None:
             raise WsssError(f"cannot remove {path}", why=error.strerror or "", code="read_only") from error
 
 
-def _open_engine(job: Job, plan: Plan, previous: Mapping[str, Any] | None) -> Engine:
+def _open_engine(job: Job, plan: Plan, previous: Mapping[str, Any] | None, told: Progress) -> Engine:
     """The engine; of the earlier run's kind where there is one, so that a folder's masks agree to the bit."""
     from wsss_rt.engines import open_engine
 
@@ -123,6 +125,8 @@ def _open_engine(job: Job, plan: Plan, previous: Mapping[str, Any] | None) -> En
         threads=job.options.threads,
         sample_shape=_typical_shape(plan),
         trial=len(plan.sources) >= WORTH_A_TRIAL,
+        images=lambda: images_to_label([source.path for source in plan.sources]),
+        tell=told.message,
     )
 
 
@@ -199,7 +203,8 @@ class _Run:
         )
         if previous is not None and "engine" in previous:
             # the measurements that chose the engine were made when the folder was begun
-            record["engine"] = previous["engine"]
+            record["engine"] = dict(previous["engine"])
+        record["engine"]["localization"] = self.labeler.localization
         return record
 
     def _find_done(self) -> bytearray:
@@ -291,11 +296,17 @@ class _Run:
         record = self.record
         record["status"] = "finished" if not self.summary.stopped else f"stopped: {self.summary.stopped}"
         record["counts"] = self.summary.counts()
+        found = find_bottleneck(
+            self.times.totals(),
+            seconds=self.summary.wall_seconds,
+            threads={"engine": 1, "workers": self.labeler.workers, "writers": WRITERS},
+        )
         record["session"] = {
             "resumed": self.summary.resumed,
             "wall_seconds": round(self.summary.wall_seconds, 3),
             "images_per_second": round(self.summary.images_per_second, 3),
             "stages_ms": self.times.summary(),
+            "bottleneck": None if found is None else found.as_dict(),
             "peak_memory_bytes": run_record.peak_memory_bytes(),
         }
         self.summary.files.append(run_record.write_run(self.job.out, record))

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from wsss_rt.io.sources import SourceImage
     from wsss_rt.tags import TagTable
 
-# on a CPU an image and its mirror image already fill the cores
-AUTO_BATCH = 1
-
 
 class Labeler:
     """Turns images into masks with one model.
@@ -86,6 +83,16 @@ class Labeler:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def workers(self) -> int:
+        """Threads that read, decode, localize and encode."""
+        return pool_size(self.options.threads)
+
+    @property
+    def localization(self) -> str:
+        """What makes masks of the engine's maps: ``numpy`` on the host, or ``torch`` on its device."""
+        return self._stages.localization.name
 
     def close(self) -> None:
         """Free the engine."""
@@ -146,11 +153,14 @@ class Labeler:
             sources: what to label.
             stop: once set, images in flight are finished and no other is begun.
         """
+        batch = self.options.batch or self._stages.localization.batch
+        # a batch on its way through a device holds a thread for each of its images, and those only wait
+        waiting = batch if self.localization == "torch" else 0
         return run_stages(
             sources,
             Stages(before=self._admit, middle=self._stages.infer, after=self._stages.finish),
-            workers=self.options.threads or max(2, default_threads()),
-            batch=self.options.batch or AUTO_BATCH,
+            workers=self.workers + waiting,
+            batch=batch,
             stop=stop,
         )
 
@@ -172,6 +182,11 @@ class Labeler:
     def _in_order(self, tags: Sequence[str]) -> tuple[str, ...]:
         """Tags without repetition, in class order; an unknown one is a UsageError."""
         return tuple(sorted(set(tags), key=self.classes.index))
+
+
+def pool_size(threads: int | None) -> int:
+    """Threads that read, decode, localize and encode, where so many processors are to be used."""
+    return threads or max(2, default_threads())
 
 
 def _open(model: str | Path | None, options: LabelOptions) -> Engine:

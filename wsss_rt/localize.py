@@ -44,6 +44,11 @@ class Pass:
     images: NDArray[np.float32]
     scale: float
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of ``images``."""
+        return self.images.shape
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -118,15 +123,10 @@ def prepare_passes(
         A pass per scale. Pixels are resized with Pillow's antialiased bicubic filter on uint8, divided by
         255, and normalised by the card's mean and std.
     """
-    height, width = image.shape[:2]
-    sizes, _ = pass_sizes((width, height), spec, scales=scales)
-    table = _normalisation_table(spec.mean, spec.std)
+    table = normalisation_table(spec.mean, spec.std)
     passes = []
-    for scale, size in zip(scales, sizes, strict=True):
-        pixels = image
-        if size != (width, height):
-            pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-        batch = np.empty((2 if flip else 1, 3, size[1], size[0]), np.float32)
+    for scale, pixels in zip(scales, resized_pixels(image, spec, scales=scales), strict=True):
+        batch = np.empty((2 if flip else 1, 3, *pixels.shape[:2]), np.float32)
         for channel in range(3):
             plane = np.ascontiguousarray(pixels[..., channel])
             np.take(table[channel], plane, mode="clip", out=batch[0, channel])
@@ -134,6 +134,29 @@ def prepare_passes(
                 batch[1, channel] = cv2.flip(batch[0, channel], 1)
         passes.append(Pass(batch, scale))
     return passes
+
+
+def resized_pixels(
+    image: NDArray[np.uint8], spec: InputSpec, *, scales: Sequence[float] = (1.0,)
+) -> list[NDArray[np.uint8]]:
+    """Pixels (h, w, 3) uint8 of every pass, see :func:`prepare_passes`; ``image`` itself where it fits."""
+    height, width = image.shape[:2]
+    sizes, _ = pass_sizes((width, height), spec, scales=scales)
+    return [
+        image
+        if size == (width, height)
+        else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        for size in sizes
+    ]
+
+
+def nonfinite(name: str) -> ImageError:
+    """The error for ``scores`` or ``maps`` that hold NaN or infinity."""
+    return ImageError(
+        ImageErrorCode.NONFINITE_OUTPUT,
+        f"the model's {name} hold NaN or infinity for this image",
+        fix="try --precision float32 or another --backend",
+    )
 
 
 def check_finite(outputs: Sequence[EngineOutput]) -> None:
@@ -145,11 +168,7 @@ def check_finite(outputs: Sequence[EngineOutput]) -> None:
     for output in outputs:
         for name, values in (("scores", output.scores), ("maps", output.maps)):
             if not np.isfinite(values).all():
-                raise ImageError(
-                    ImageErrorCode.NONFINITE_OUTPUT,
-                    f"the model's {name} hold NaN or infinity for this image",
-                    fix="try --precision float32 or another --backend",
-                )
+                raise nonfinite(name)
 
 
 def merge_passes(
@@ -330,7 +349,7 @@ def _required_size(spec: InputSpec) -> int:
 
 
 @lru_cache(maxsize=8)
-def _normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+def normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
     """(3, 256) float32: the normalised value of every byte, so that a pixel costs one look-up."""
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
     return np.stack(

@@ -2,7 +2,8 @@
 
 An artifact is one ONNX file. The card is JSON under the metadata key ``wsss_rt``; the SHA-256 of everything
 before the seal stands under ``wsss_rt_sha256``, as the last entry of the file. ONNX is protobuf, where fields
-may be appended, so sealing and checking need no protobuf library and no second file.
+may be appended, so sealing and checking need no protobuf library and no second file. The other form, a zip of
+code compiled from the same model, is read by :mod:`wsss_rt.model_package`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ CARD_KEY = "wsss_rt"
 SEAL_KEY = "wsss_rt_sha256"
 # field number of ModelProto.metadata_props, with the wire type of a length-delimited field
 _METADATA_TAG = (14 << 3) | 2
+# how a package of compiled code begins
+_ZIP = b"PK\x03\x04"
 
 SizePolicy = Literal["native", "short_side", "fixed"]
 Kind = Literal["localizer", "segmenter", "affinity"]
@@ -215,6 +218,11 @@ def seal(model: bytes, card: ModelCard) -> bytes:
     return body + _metadata_field(SEAL_KEY, hashlib.sha256(body).hexdigest())
 
 
+def is_package(data: bytes) -> bool:
+    """Whether these are the bytes of compiled code in a zip, and not of an ONNX file."""
+    return data.startswith(_ZIP)
+
+
 def read_card(path: Path) -> ModelCard:
     """Check an artifact's seal and read its card.
 
@@ -239,6 +247,10 @@ def read_artifact(path: Path) -> tuple[ModelCard, bytes]:
             fix="see `wsss-rt models` for what is installed",
             code="model_unreadable",
         ) from error
+    if is_package(data):
+        from wsss_rt.model_package import read_package
+
+        return read_package(data, str(path))[0], data
     seal_length = len(_metadata_field(SEAL_KEY, "0" * 64))
     body, tail = data[:-seal_length], data[-seal_length:]
     if tail != _metadata_field(SEAL_KEY, hashlib.sha256(body).hexdigest()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from wsss_rt.errors import UsageError
+from wsss_rt.errors import UsageError, nearest
 from wsss_rt.refine.memory import DEFAULT_MEMORY
 from wsss_rt.refine.params import CrfParams, crf_params
 from wsss_rt.refine.walk_params import WalkParams
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # the same as wsss_rt.io.decode.MAX_PIXELS, which costs an import of Pillow
 MAX_PIXELS = 64_000_000
+LOCALIZATIONS = ("auto", "numpy", "torch")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class LabelOptions:
         crf_memory: gigabytes that the CRF of one image may take; an image that needs more fails.
         walk, affinity: parameters of the refiner ``walk``, and the file of its affinity model.
         backend, device, precision: as ``open_engine`` takes them.
+        localization: ``numpy`` on the host, ``torch`` on the engine's device, or ``auto``: torch where the
+            engine's outputs lie on a GPU.
         batch: images per call of the engine; 0 chooses.
         threads: processors to use; None takes all that the process may use.
         max_pixels: a larger image is refused before it is decoded.
@@ -53,6 +56,7 @@ class LabelOptions:
     backend: str = "auto"
     device: str = "auto"
     precision: str = "auto"
+    localization: str = "auto"
     batch: int = 0
     threads: int | None = None
     max_pixels: int = MAX_PIXELS
@@ -70,6 +74,10 @@ class LabelOptions:
             raise UsageError(
                 f"ignore band {self.ignore_band[0]},{self.ignore_band[1]} is not 0 <= LO < HI <= 1",
                 why="pixels whose best class score lies in [LO, HI) become the ignore value",
+            )
+        if self.localization not in LOCALIZATIONS:
+            raise UsageError(
+                f"no localization {self.localization!r}", fix=nearest(self.localization, LOCALIZATIONS)
             )
         if not self.crf_memory > 0:
             raise UsageError(

@@ -126,6 +126,16 @@ class ParityReport:
         return "\n".join(lines)
 
 
+def failures(report: ParityReport) -> str:
+    """What was not within its limit, in words; empty where all was."""
+    return "; ".join(
+        f"{row.engine}: {row.output} differ by {row.mean if row.output == 'masks' else row.worst:.2e}, "
+        f"limit {row.limit:.0e}"
+        for row in report.rows
+        if not row.passed
+    )
+
+
 class ParityError(WsssError):
     """The compiled file does not do what the model does; nothing was written."""
 
@@ -133,15 +143,9 @@ class ParityError(WsssError):
 
     def __init__(self, report: ParityReport) -> None:
         self.report = report
-        failed = [row for row in report.rows if not row.passed]
-        worst = "; ".join(
-            f"{row.engine}: {row.output} differ by {row.mean if row.output == 'masks' else row.worst:.2e}, "
-            f"limit {row.limit:.0e}"
-            for row in failed
-        )
         super().__init__(
             "the exported graph failed the parity check, and nothing was written",
-            why=worst or "no engine could run it",
+            why=failures(report) or "no engine could run it",
             fix="--weights float32 if it was float16; otherwise report it with the table above",
         )
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsss_rt import localize, segment
+from wsss_rt import localize
 from wsss_rt.classes import BACKGROUND, ignore_value
-from wsss_rt.engines.base import EngineOutput
 from wsss_rt.errors import ImageError, ImageErrorCode
 from wsss_rt.formats.png import encode_mask
 from wsss_rt.io.decode import DecodedImage, decode_image, read_bytes, to_stored_raster
+from wsss_rt.localization import open_localization
 from wsss_rt.results import Failure, Result
 from wsss_rt.timing import Stopwatch
 
@@ -48,13 +48,13 @@ class Work:
     untagged: str = ""
     clock: Stopwatch = field(default_factory=Stopwatch)
     decoded: DecodedImage | None = None
-    passes: list[localize.Pass] = field(default_factory=list)
-    outputs: list[EngineOutput] = field(default_factory=list)
+    passes: list[Any] = field(default_factory=list)
+    inferred: Any = None
 
     def fail(self, error: ImageError) -> None:
         """Keep why there will be no mask, and let go of everything large."""
         self.result.error = Failure.of(error)
-        self.decoded, self.passes, self.outputs = None, [], []
+        self.decoded, self.passes, self.inferred = None, [], None
 
 
 class ImageStages:
@@ -64,13 +64,16 @@ class ImageStages:
         engine: runs the model; :meth:`infer` is its only caller.
         options: resolved against the card.
         refiner: None leaves the scores as they are.
+
+    Attributes:
+        localization: what computes, in numpy or on the engine's device.
     """
 
     def __init__(self, engine: Engine, options: LabelOptions, refiner: Refiner | None) -> None:
-        self._engine, self._options, self._refiner = engine, options, refiner
+        self._options = options
+        self.localization = open_localization(engine, options, refiner)
         card = engine.card
-        self._spec, self._names = card.input, card.classes
-        self._segments, self._has_background = card.kind == "segmenter", card.has_background
+        self._spec, self._names, self._segments = card.input, card.classes, card.kind == "segmenter"
         self._thresholds = card.recommended.tag_thresholds or (0.5,) * len(card.classes)
 
     def admit_file(self, work: Work) -> Work:
@@ -88,24 +91,31 @@ class ImageStages:
         groups: dict[tuple[tuple[int, ...], ...], list[Work]] = {}
         for work in batch:
             if work.passes:
-                groups.setdefault(tuple(entry.images.shape for entry in work.passes), []).append(work)
+                groups.setdefault(tuple(entry.shape for entry in work.passes), []).append(work)
         for group in groups.values():
-            try:
-                self._infer_group(group)
-            except ImageError as error:
-                if len(group) == 1:
-                    group[0].fail(error)
-                    continue
-                # one of them is to blame, or the batch is too large: alone, each answers for itself
-                for work in group:
-                    self.infer([work])
+            self._infer_group(group)
 
     def finish(self, work: Work) -> Result:
-        """Turn the model's outputs into the mask; thread-safe."""
-        if work.outputs:
+        """Turn what the model says into the mask; thread-safe."""
+        if work.inferred is not None:
             self._guarded(work, self._localize)
         work.result.timings = {name: round(value, 3) for name, value in work.clock.milliseconds.items()}
         return work.result
+
+    def _infer_group(self, group: Sequence[Work]) -> None:
+        try:
+            found = self.localization.infer([work.passes for work in group])
+        except ImageError as error:
+            if len(group) == 1:
+                group[0].fail(error)
+                return
+            # one of them is to blame, or the batch is too large: in the end each answers for itself
+            half = len(group) // 2
+            self._infer_group(group[:half])
+            self._infer_group(group[half:])
+            return
+        for work, inferred in zip(group, found, strict=True):
+            work.inferred, work.passes = inferred, []
 
     def _guarded(self, work: Work, step: Callable[[Work], None]) -> Work:
         try:
@@ -141,64 +151,25 @@ class ImageStages:
         height, width = decoded.upright.shape[:2]
         with work.clock.stage("prepare"):
             _, notes = localize.pass_sizes((width, height), self._spec, scales=scales)
-            work.passes = localize.prepare_passes(
-                decoded.upright, self._spec, scales=scales, flip=bool(self._options.flip)
-            )
+            work.passes = self.localization.prepare(decoded.upright)
         work.result.size, work.result.orientation = decoded.stored_size, decoded.orientation
         work.result.notes = (*decoded.notes, *notes)
-
-    def _infer_group(self, group: Sequence[Work]) -> None:
-        clock = Stopwatch()
-        with clock.stage("infer"):
-            outputs: list[list[EngineOutput]] = [[] for _ in group]
-            for parts in zip(*(work.passes for work in group), strict=True):
-                rows, images = len(parts[0].images), parts[0].images
-                if len(parts) > 1:
-                    images = np.concatenate([part.images for part in parts])
-                output = self._engine.infer(images)
-                for index, own in enumerate(outputs):
-                    cut = slice(index * rows, (index + 1) * rows)
-                    own.append(EngineOutput(output.scores[cut], output.maps[cut]))
-        for work, own in zip(group, outputs, strict=True):
-            work.outputs, work.passes = own, []
-            work.clock.add("infer", clock.milliseconds["infer"] / len(group))
 
     def _localize(self, work: Work) -> None:
         assert work.decoded is not None
         result, decoded, options = work.result, work.decoded, self._options
-        localize.check_finite(work.outputs)
-        probabilities = localize.tag_probabilities([output.scores for output in work.outputs])
+        settled = self.localization.settle(work.inferred)
+        work.clock.add("infer", settled.milliseconds)
+        probabilities = localize.tag_probabilities(settled.scores)
         result.scores = {
             name: round(float(value), 6) for name, value in zip(self._names, probabilities, strict=True)
         }
         # a segmenter says itself what it sees, and where
         predicts = self._segments and work.given is None
         present = tuple(range(len(self._names))) if predicts else self._present(work, probabilities)
-        height, width = decoded.upright.shape[:2]
-        sure_background: NDArray[np.bool_] | None = None
-        with work.clock.stage("localize"):
-            background, planes, maps = self._class_planes(work, present, (height, width))
-        if self._refiner is not None and maps is not None:
-            with work.clock.stage("refine"):
-                refined, sure_background = self._refiner(decoded.upright, self._refinable(background, maps))
-                maps = refined[1:]
-                planes = iter(maps)
-                # a model that knows no background gets none from the refiner
-                background = refined[0] if not self._segments or self._has_background else background
-        decider = localize.Decider(
-            (height, width),
-            num_classes=len(self._names),
-            background=background,
-            ignore_band=options.ignore_band,
-            sure_background=sure_background,
-        )
-        for index in present:
-            with work.clock.stage("localize"):
-                plane = next(planes)
-            with work.clock.stage("decide"):
-                decider.add(plane, index)
+        marked = self.localization.mark(work.inferred, decoded.upright, present, work.clock)
+        decision, maps = marked.decision, marked.maps
         with work.clock.stage("decide"):
-            decision = decider.finish()
             mask = to_stored_raster(decision.mask, decoded.orientation)
         with work.clock.stage("encode"):
             result.png = encode_mask(mask)
@@ -219,37 +190,7 @@ class ImageStages:
             # the planes as trailing channels turn with the pixels
             turned = to_stored_raster(np.moveaxis(maps, 0, 2), decoded.orientation)
             result.maps = np.ascontiguousarray(np.moveaxis(turned, 2, 0))
-        work.decoded, work.outputs = None, []
-
-    def _class_planes(
-        self, work: Work, present: tuple[int, ...], size: tuple[int, int]
-    ) -> tuple[float | NDArray[np.float32], Iterator[NDArray[np.float32]], NDArray[np.float32] | None]:
-        """Background, a score or a plane; the planes of the present classes; and these as one array
-        (C', H, W) where something needs them together."""
-        maps, card = [output.maps for output in work.outputs], self._engine.card
-        if self._segments:
-            planes = segment.planes_of(present, has_background=self._has_background)
-            merged = segment.merge_passes(maps, size=size, planes=planes)
-            background, values = segment.split_background(merged, has_background=self._has_background)
-            return background, iter(values), values
-        score = float(self._options.background or 0.0)
-        if self._refiner is None and not self._options.keep_maps:
-            # all classes at once are gigabytes at full size where there are many
-            return (
-                score,
-                localize.merged_planes(maps, present, size=size, rule=card.maps),
-                None,
-            )
-        values = localize.merge_passes(maps, present, size=size, rule=card.maps)
-        return score, iter(values), values
-
-    def _refinable(
-        self, background: float | NDArray[np.float32], maps: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Scores as refiners take them, in 0..1, background first; a segmenter's may lie outside."""
-        scores = np.empty((len(maps) + 1, *maps.shape[1:]), np.float32)
-        scores[0], scores[1:] = background, maps
-        return np.clip(scores, 0, 1, out=scores) if self._segments else scores
+        work.decoded = work.inferred = None
 
     def _found(self, result: Result, mask: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, ...]:
         """0-based indices of the classes in the mask, which are its tags; sets tags, source and flags."""

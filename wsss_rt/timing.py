@@ -80,6 +80,10 @@ class StageTimes:
         for name, value in timings.items():
             self._stages.setdefault(name, Samples()).add(value)
 
+    def totals(self) -> dict[str, float]:
+        """Milliseconds of all images together, per stage."""
+        return {name: samples.total for name, samples in self._stages.items()}
+
     def summary(self) -> dict[str, dict[str, float | int]]:
         """Per stage, in milliseconds, as :meth:`Samples.summary`."""
         return {name: samples.summary() for name, samples in self._stages.items()}

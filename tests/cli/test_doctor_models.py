@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.label_models import write_color_model
-from wsss_rt import __version__
+from wsss_rt import __version__, doctor
 from wsss_rt.cli import app
 from wsss_rt.cli.app import COMMANDS
 from wsss_rt.doctor import BASE, EXTRAS, collect, problems
@@ -51,6 +51,13 @@ class TestDoctor:
         assert report["processor"]["usable"] >= 1
         assert report["memory"]["total_bytes"] > 2**28
         assert report["commands"]["label"]["ready"]
+
+    def test_it_says_what_packages_of_compiled_code_lack(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        lacks = doctor._aotinductor({"torch": {"state": "missing"}})["lacks"]
+        assert "pip install 'torch" in lacks[0] and "no-such-compiler is missing" in lacks[1]
+        monkeypatch.setenv("CXX", sys.executable)
+        assert doctor._aotinductor({"torch": {"state": "ok"}}) == {"ready": True, "lacks": []}
 
     def test_it_covers_what_the_package_needs(self, root_dir: Path) -> None:
         project = tomllib.loads((root_dir / "pyproject.toml").read_text())["project"]

@@ -11,9 +11,9 @@ import torch
 from tests.models.seeded import seeded_conv_state, seeded_images
 from wsss_rt.cli.export import _next_command
 from wsss_rt.engines import open_engine
-from wsss_rt.export.affinity_gate import compare_affinity
 from wsss_rt.export.onnx import export_onnx
 from wsss_rt.model_card import InputSpec, read_card
+from wsss_rt.parity_affinity import compare_affinity
 from wsss_rt.refine.walk import WalkRefiner
 from wsss_rt.scenes import render_scene
 from wsss_rt.training.checkpoints import load_official_checkpoint, load_run, save_run

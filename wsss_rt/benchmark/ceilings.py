@@ -42,6 +42,7 @@ def product_rate(engine: Engine, *, seconds: float, least: int = 3) -> float:
             precision=engine.precision,
             threads=engine.choice.get("threads"),
             cache=False,
+            gate=False,
         )
     images = np.random.default_rng(1).standard_normal((1, 3, ROWS, SIDE), dtype=np.float32)
     twin.infer(images)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+from wsss_rt.bottleneck import Bottleneck
+
 SCHEMA_VERSION = 1
 
 
@@ -71,6 +73,7 @@ class PipelineRow:
         runs: over all images.
         failed: images without a mask, in all runs.
         stages_ms: by stage, milliseconds of an image: count, mean and percentiles; ``total`` is their sum.
+        bottleneck: what the runs waited for; see :class:`wsss_rt.bottleneck.Bottleneck`.
         memory_bytes: peak of engine and pipeline, beyond what the process had before; None where the system
             does not tell.
         speed_up: images per second over those of the first engine; None where either's masks are wrong.
@@ -84,6 +87,7 @@ class PipelineRow:
     failed: int
     stages_ms: Mapping[str, Mapping[str, float | int]]
     memory_bytes: int | None
+    bottleneck: Bottleneck | None = None
     speed_up: float | None = None
 
     @property

@@ -22,8 +22,11 @@ from wsss_rt.benchmark.pipeline import LEAST_RUNS, PipelineTask
 from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report, speed_ups
 from wsss_rt.benchmark.subjects import Subject, judge, open_subjects, wanted
 from wsss_rt.benchmark.turns import Task, run_in_turns
+from wsss_rt.bottleneck import find_bottleneck
 from wsss_rt.engines.runtime import default_threads
 from wsss_rt.label_plan import Job
+from wsss_rt.label_run import WRITERS
+from wsss_rt.labeler import pool_size
 from wsss_rt.model_card import read_artifact, refuse_kind
 from wsss_rt.options import LabelOptions
 
@@ -226,6 +229,11 @@ def _pipeline_rows(
             failed=task.failed,
             stages_ms=task.stages.summary(),
             memory_bytes=_sum(subject.memory_bytes, growth.bytes),
+            bottleneck=find_bottleneck(
+                task.stages.totals(),
+                seconds=task.seconds,
+                threads={"engine": 1, "workers": pool_size(request.threads), "writers": WRITERS},
+            ),
         )
         for subject, task, growth in zip(subjects, tasks, growths, strict=True)
     ]

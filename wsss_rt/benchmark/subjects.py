@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsss_rt.benchmark.memory import peak_growth
 from wsss_rt.engines import BACKENDS, PRECISIONS, open_engine
+from wsss_rt.engines.backends import here, supports
 from wsss_rt.engines.windows import windowed
 from wsss_rt.errors import UsageError, WsssError, nearest
 from wsss_rt.parity import LIMITS, ParityReport, compare
@@ -77,8 +78,8 @@ def wanted(backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str
     """Pairs of a backend and a precision, the reference first where it is among them.
 
     Args:
-        backends: empty for all that are known.
-        precisions: empty for all that are known.
+        backends: empty for all that run ONNX files here.
+        precisions: empty for all that these compute in.
 
     Raises:
         UsageError: an unknown name.
@@ -91,8 +92,10 @@ def wanted(backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str
         for name in names:
             if name not in known:
                 raise UsageError(f"no {option} {name!r}", fix=nearest(name, known))
-    pairs = dict.fromkeys(product(backends or BACKENDS, precisions or known_precisions))
-    return sorted(pairs, key=lambda pair: pair != REFERENCE)
+    pairs = dict.fromkeys(product(backends or here(), precisions or known_precisions))
+    # what was not asked for by name, and cannot be, is no row that anybody misses
+    possible = [pair for pair in pairs if (backends and precisions) or supports(*pair)]
+    return sorted(possible or pairs, key=lambda pair: pair != REFERENCE)
 
 
 def open_subjects(
@@ -124,8 +127,16 @@ def open_subjects(
         tell(f"opening {name}")
         with peak_growth() as growth:
             try:
+                # judged below, and shown with its verdict
                 engine = open_engine(
-                    model, backend=backend, precision=precision, device=device, threads=threads, cache=False
+                    model,
+                    backend=backend,
+                    precision=precision,
+                    device=device,
+                    threads=threads,
+                    cache=False,
+                    gate=False,
+                    tell=tell,
                 )
             except WsssError as error:
                 skipped[name] = str(error)

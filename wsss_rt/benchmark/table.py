@@ -161,6 +161,7 @@ def _show_pipeline(report: Report) -> None:
     _explain(
         "Stages: mean milliseconds of an image; several images are in work at once, so that images/s is more",
         "than one image's time suggests. p50 to p99: milliseconds of all stages of one image.",
+        *(f"{row.key} waited most for {row.bottleneck}." for row in report.pipeline_rows if row.bottleneck),
         "MB: engine and pipeline at their peak. Masks are written as PNG and flushed to the disk.",
         f"{runs} runs or more, after one to warm up.",
     )

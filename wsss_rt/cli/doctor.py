@@ -43,6 +43,7 @@ def _show(report: Mapping[str, Any]) -> None:
         ("gpu", _or_reason(report["gpu"], _gpus)),
         ("onnxruntime", _or_reason(report["engines"]["onnxruntime"], ", ".join)),
         ("openvino", _or_reason(report["engines"]["openvino"], _devices)),
+        ("aotinductor", _or_reason(report["engines"]["aotinductor"], _lacks)),
         ("codecs", _or_reason(report["codecs"], _codecs)),
         ("models", _or_reason(report["models"], _models)),
         ("cache", _or_reason(report["cache"], lambda cache: str(cache["folder"]))),
@@ -90,6 +91,10 @@ def _gpus(value: list[Mapping[str, str]]) -> str:
 
 def _devices(value: Mapping[str, str]) -> str:
     return ", ".join(f"{name} ({title})" for name, title in value.items()) or "no device"
+
+
+def _lacks(value: Mapping[str, Any]) -> str:
+    return "ready" if value["ready"] else "not ready: " + "; ".join(value["lacks"])
 
 
 def _codecs(value: Mapping[str, bool]) -> str:

@@ -1,4 +1,4 @@
-"""``wsss-rt export``: from a run or an official checkpoint to one ONNX file."""
+"""``wsss-rt export``: from a run or an official checkpoint to one file that engines run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
     from wsss_rt.training.checkpoints import RunConfig
 
-TARGETS = ("onnx",)
-PLANNED = ("tensorrt", "aotinductor")
+# with what their files end in
+TARGETS = {"onnx": ".onnx", "aotinductor": ".pt2"}
+PLANNED = ("tensorrt",)
 WEIGHTS = ("float32", "float16")
+# of a package of compiled code
+PRECISIONS = ("float32", "bfloat16", "float16")
 # methods whose outputs are no classes
 CLASSLESS = ("psa",)
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "safetensors")
@@ -33,10 +36,14 @@ def export(
     source: Annotated[
         Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder, or a checkpoint with --official.")
     ],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="onnx.")] = "onnx",
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="onnx, or aotinductor: compiled for this kind of machine.")
+    ] = "onnx",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="[default: the run's name with .onnx, here]", show_default=False),
+        typer.Option(
+            metavar="FILE", help="[default: the run's name with .onnx or .pt2, here]", show_default=False
+        ),
     ] = None,
     official: Annotated[
         bool, typer.Option("--official", help="CHECKPOINT is a state dict of the method's official code.")
@@ -76,12 +83,18 @@ def export(
     weights: Annotated[
         str, typer.Option(help="How the file stores them: float32, or float16 for half the size.")
     ] = "float32",
+    precision: Annotated[
+        str, typer.Option(help="With --to aotinductor: float32, bfloat16, float16.", show_default=False)
+    ] = "",
+    device: Annotated[
+        str, typer.Option(help="With --to aotinductor: cpu or cuda, which must be here.", show_default=False)
+    ] = "",
     skip_parity: Annotated[
         bool, typer.Option("--skip-parity", help="Write without comparing with PyTorch; the card says so.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compile a trained model to one ONNX file with its card.
+    """Compile a trained model to one file with its card: ONNX for any machine, or a package for this kind.
 
     The file is first compared with float32 PyTorch on at least eight images, in every engine that is
     installed; nothing appears under its name unless scores, maps and masks agree.
@@ -91,8 +104,9 @@ def export(
       wsss-rt export runs/scenes --out scenes.onnx
       wsss-rt export runs/voc --out voc.onnx --images ./photos --weights float16
       wsss-rt export MCTformerV2.pth --official --method mctformer-v2 --classes voc --layers-fused 3
+      wsss-rt export runs/voc --to aotinductor --device cuda --precision bfloat16 --out voc.pt2
     """
-    _check_names(to, weights)
+    _check_names(to, weights, precision, device)
     overrides = {
         "layers_fused": layers_fused,
         "attention_type": attention_type,
@@ -103,16 +117,19 @@ def export(
     _check_source(
         source, official=official, method=method, classes=classes, backbone=backbone, img_size=img_size
     )
-    target = out if out is not None else Path(f"{source.resolve().stem or 'model'}.onnx")
-    _check_target(target)
+    target = out if out is not None else Path(f"{source.resolve().stem or 'model'}{TARGETS[to]}")
+    _check_target(target, TARGETS[to])
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("wsss-rt export", extra="export", package=package)
     settle_absent_driver()
 
-    from wsss_rt.export.onnx import export_onnx
     from wsss_rt.parity import ParityError
 
+    if to == "aotinductor":
+        from wsss_rt.export.aotinductor import check_compiler
+
+        check_compiler()
     if official:
         assert method is not None
         shape = {"backbone": backbone, "img_size": img_size}
@@ -132,12 +149,15 @@ def export(
         )
         config = replace(config, recommended=recommended)
     try:
-        report = export_onnx(
+        report = _write(
             model,
             config,
             target,
+            to=to,
+            weights=weights,
+            precision=precision,
+            device=device,
             images=images,
-            weights="float16" if weights == "float16" else "float32",
             gate=not skip_parity,
         )
     except ParityError as error:
@@ -150,13 +170,47 @@ def export(
     typer.echo(json.dumps(_as_dict(report), indent=2, ensure_ascii=False) if json_ else _as_text(report))
 
 
-def _check_names(to: str, weights: str) -> None:
+def _write(
+    model: nn.Module,
+    config: RunConfig,
+    target: Path,
+    *,
+    to: str,
+    weights: str,
+    precision: str,
+    device: str,
+    **options: Any,
+) -> ExportReport:
+    if to == "aotinductor":
+        from wsss_rt.export.aotinductor import export_aotinductor
+
+        return export_aotinductor(
+            model, config, target, precision=precision or "float32", device=device or "cpu", **options
+        )
+    from wsss_rt.export.onnx import export_onnx
+
+    stored: Literal["float32", "float16"] = "float16" if weights == "float16" else "float32"
+    return export_onnx(model, config, target, weights=stored, **options)
+
+
+def _check_names(to: str, weights: str, precision: str, device: str) -> None:
     if to in PLANNED:
         raise UsageError(f"export to {to} is not built yet", fix="use --to onnx")
-    if to not in TARGETS:
-        raise UsageError(f"no export format {to!r}", fix=nearest(to, TARGETS))
-    if weights not in WEIGHTS:
-        raise UsageError(f"no weight storage {weights!r}", fix=nearest(weights, WEIGHTS))
+    for value, choices, what in (
+        (to, TARGETS, "export format"),
+        (weights, WEIGHTS, "weight storage"),
+        (precision or "float32", PRECISIONS, "precision of a package"),
+        (device or "cpu", ("cpu", "cuda"), "device of a package"),
+    ):
+        if value not in choices:
+            raise UsageError(f"no {what} {value!r}", fix=nearest(value, choices))
+    if to != "aotinductor" and (precision or device):
+        raise UsageError(
+            f"{'--precision' if precision else '--device'} only goes with --to aotinductor",
+            why="an ONNX file is compiled where it runs",
+        )
+    if to == "aotinductor" and weights != "float32":
+        raise UsageError("--weights only goes with --to onnx", fix="use --precision float16")
 
 
 def _check_source(source: Path, *, official: bool, **only_official: Any) -> None:
@@ -184,12 +238,12 @@ def _check_source(source: Path, *, official: bool, **only_official: Any) -> None
         )
 
 
-def _check_target(target: Path) -> None:
+def _check_target(target: Path, suffix: str) -> None:
     """Find out in the first second, and not after the export, that the file cannot be written."""
     from wsss_rt.io.atomic import probe_writable
 
     if target.is_dir():
-        raise UsageError(f"--out {target} is a folder", fix="give a file name that ends in .onnx")
+        raise UsageError(f"--out {target} is a folder", fix=f"give a file name that ends in {suffix}")
     if target.parent.exists():
         probe_writable(target.parent)
 
@@ -236,10 +290,16 @@ def _as_text(report: ExportReport) -> str:
         checked = f"{report.parity.table()}\nequal to float32 PyTorch on {report.parity.source}"
     return (
         f"{checked}\n"
-        f"wrote {report.path}: {report.size / 1e6:.2f} MB, opset {report.opset}, {report.card.method}, "
+        f"wrote {report.path}: {report.size / 1e6:.2f} MB, {_compiled(report)}, {report.card.method}, "
         f"{_contents(report.card)}, in {report.seconds:.1f} s "
         f"({report.gate_seconds:.1f} s of it the check)\n"
         f"next: {_next_command(report)}"
+    )
+
+
+def _compiled(report: ExportReport) -> str:
+    return (
+        f"opset {report.opset}" if report.opset else f"{report.card.precision}, for this kind of machine only"
     )
 
 

@@ -136,13 +136,14 @@ def label(
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, onnxruntime, openvino. [default: auto]")
+        str | None, typer.Option(metavar="NAME", help="auto, onnxruntime, openvino, tensorrt, aotinductor.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda. [default: auto]")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, float32, bfloat16. [default: auto]")
+        str | None,
+        typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16, int8. [default: auto]"),
     ] = None,
     batch: Annotated[
         str | None, typer.Option(metavar="N", help="Images of one shape per engine call. [default: auto]")

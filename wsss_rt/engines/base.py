@@ -29,7 +29,7 @@ class Engine(Protocol):
     """A compiled model that is ready to run.
 
     Attributes:
-        backend: ``onnxruntime``, ``openvino``.
+        backend: one of :data:`wsss_rt.engines.BACKENDS`.
         device: ``cpu``, ``cuda:0``.
         precision: the precision that really runs, e.g. ``float32``.
         card: the model's card.
@@ -63,4 +63,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds; it cannot be used afterwards."""
+        ...
+
+
+class TensorEngine(Engine, Protocol):
+    """An engine whose outputs can stay on its device, as torch tensors."""
+
+    def run_tensors(self, images: Any) -> tuple[Any, ...]:
+        """:meth:`Engine.run` from device to device, on the current stream, without waiting for the device.
+
+        Args:
+            images: (B, 3, H, W) float32 tensor on ``device``.
+
+        Returns:
+            What the card's ``outputs`` name, in that order, on ``device``.
+
+        Raises:
+            RuntimeError: torch's own, for example when memory runs out.
+        """
         ...

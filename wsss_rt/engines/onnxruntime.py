@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wsss_rt.engines.batch_limit import BatchLimit
 from wsss_rt.engines.runtime import LibraryEngine, load_error
 from wsss_rt.errors import WsssError
 
@@ -83,6 +84,7 @@ class OnnxRuntimeEngine(LibraryEngine):
             )
         if device == "cuda":
             self.device = "cuda:0"
+            self._limit = BatchLimit()
         self._input = self._loaded.get_inputs()[0].name
 
     def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:

@@ -78,7 +78,8 @@ class OpenVinoEngine(LibraryEngine):
             running = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             if running != hint:
                 raise _unavailable(precision, f"on this processor it computes in {running}")
-            self.precision = precision
+            if card.precision != "int8":
+                self.precision = precision
             self._loaded = compiled.create_infer_request()
         except RuntimeError as error:
             raise load_error(error, self.backend) from error

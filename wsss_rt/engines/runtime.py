@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss_rt.engines.base import EngineOutput
+from wsss_rt.engines.batch_limit import BatchLimit
 from wsss_rt.errors import ImageError, ImageErrorCode, WsssError
 
 if TYPE_CHECKING:
@@ -83,11 +84,44 @@ def run_each(
     return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
 
+def run_parts(
+    images: NDArray[np.float32],
+    run_batch: Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]],
+    backend: str,
+    limit: BatchLimit,
+) -> tuple[NDArray[np.float32], ...]:
+    """Run a batch whole, or in the parts that fit the device's memory, and join the results.
+
+    Args:
+        images: (B, 3, H, W) float32.
+        run_batch: a part of it to outputs that begin with its batch, owned by the caller.
+        backend: what to name in errors.
+        limit: of this engine; remembers from call to call.
+
+    Raises:
+        ImageError: code ``out_of_memory`` where a single image is too large, or ``engine``.
+        WsssError: code ``device_lost`` when no further call can succeed; nothing is tried again then.
+    """
+    import numpy as np
+
+    def run_part(part: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        try:
+            return run_batch(np.ascontiguousarray(part))
+        except (RuntimeError, MemoryError, ValueError) as error:
+            raise engine_error(error, backend, part.shape) from error
+
+    parts = list(limit.run(images, run_part))
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+
 class LibraryEngine(ABC):
     """What the engines of all libraries share: the attributes of :class:`wsss_rt.engines.base.Engine`.
 
     A subclass sets ``backend`` and, where they are other ones, ``device`` and ``precision``; its constructor
-    ends with ``self._loaded``, whatever the library runs.
+    ends with ``self._loaded``, whatever the library runs. On a GPU it sets ``self._limit``: batches then run
+    whole, or in the parts that fit the device's memory.
 
     Args:
         card: the model's card.
@@ -102,11 +136,17 @@ class LibraryEngine(ABC):
         self.card = card
         self.choice: dict[str, Any] = {}
         self._threads = threads or default_threads()
+        if card.precision == "int8":
+            # the artifact itself says what is computed in eight bits
+            self.precision = "int8"
+        self._limit: BatchLimit | None = None
         self._loaded: Any = None
 
     def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""
         check_images(images, self.card.input.patch)
+        if self._limit is not None:
+            return run_parts(images, self._run_one, self.backend, self._limit)
         return run_each(images, self._run_one, self.backend)
 
     def infer(self, images: NDArray[np.float32]) -> EngineOutput:
@@ -119,7 +159,10 @@ class LibraryEngine(ABC):
 
     @abstractmethod
     def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        """(1, 3, H, W) to what the card's ``outputs`` name, a batch of one each, owned by the caller."""
+        """(1, 3, H, W) to what the card's ``outputs`` name, a batch of one each, owned by the caller.
+
+        With ``self._limit``, (B, 3, H, W) and batches of B.
+        """
 
 
 def engine_error(error: Exception, backend: str, shape: tuple[int, ...]) -> WsssError:

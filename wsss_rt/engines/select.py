@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from wsss_rt.engines import trial_cache
+from wsss_rt.engines import first_use, trial_cache
+from wsss_rt.engines.backends import BACKENDS, DEVICES, PRECISIONS, TRAITS, check_names, eligible
+from wsss_rt.engines.openers import OPENERS, Request
 from wsss_rt.engines.runtime import default_threads
-from wsss_rt.errors import UsageError, WsssError, nearest
-from wsss_rt.model_card import ModelCard, read_artifact
+from wsss_rt.errors import UsageError, WsssError
+from wsss_rt.model_card import ModelCard, is_package, read_artifact
 
 if TYPE_CHECKING:
     from wsss_rt.engines.base import Engine
+    from wsss_rt.gate_images import GateImages
 
-# in the order of preference where nothing was measured: the first one starts faster
-BACKENDS = ("onnxruntime", "openvino")
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bfloat16")
+__all__ = ["BACKENDS", "DEVICES", "PRECISIONS", "open_engine"]
 
-# what people write, where the closest spelling would be the wrong guess
-_SYNONYMS = {
-    "gpu": "cuda",
-    "ort": "onnxruntime",
-    "ov": "openvino",
-    "fp32": "float32",
-    "f32": "float32",
-    "bf16": "bfloat16",
-}
+Tell = Callable[[str], None]
+
 _TRIAL_RUNS = 5
 _TRIAL_SECONDS = 3.0
 _DEFAULT_SIDE = 256
-
-
-@dataclass(frozen=True)
-class _Request:
-    backend: str
-    device: str
-    precision: str
-    threads: int
-    card: ModelCard
-    model: bytes
-    read_seconds: float
-    opened: dict[str, Engine] = field(default_factory=dict)
 
 
 def open_engine(
@@ -60,50 +40,63 @@ def open_engine(
     sample_shape: tuple[int, ...] | None = None,
     cache: bool = True,
     trial: bool = True,
+    gate: bool = True,
+    images: Callable[[], GateImages] | None = None,
+    tell: Tell | None = None,
 ) -> Engine:
     """Open an artifact with the backend asked for, or with the one that is faster here.
 
     Args:
         model: path of an artifact that ``wsss-rt export`` wrote.
-        backend: ``auto``, ``onnxruntime`` or ``openvino``.
-        device: ``auto``, ``cpu`` or ``cuda``; auto is cuda where ONNX Runtime can start it.
-        precision: ``auto`` (float32), ``float32``, or ``bfloat16`` (OpenVINO only).
+        backend: ``auto``, or one of :data:`BACKENDS`.
+        device: ``auto``, ``cpu`` or ``cuda``; auto is cuda where a backend can start it.
+        precision: ``auto``, or one of :data:`PRECISIONS`; auto is what the artifact was made for.
         threads: processors for one image; by default all that the process may use.
         sample_shape: (B, 3, H, W) or (H, W) of a typical input, for the trial.
         cache: whether a trial's outcome is remembered in the user's cache folder.
         trial: False skips the trial, for a job too short to repay it: what an earlier trial found still
             counts, otherwise the first backend that opens is taken.
+        gate: False skips the parity gate of engines that export did not check, for a caller who checks.
+        images: for that gate, called where it has to run; generated scenes by default.
+        tell: gets a line of whatever takes long or went another way than asked; a log warning by default.
 
     Returns:
         The engine; its ``choice`` says what was asked for, measured and picked: ``requested``, ``candidates``
-        (per backend its median in milliseconds, or why it cannot run), ``picked``, ``reason``, ``cached``;
-        and ``seconds``: of reading the file, importing the library and building the engine.
+        (per backend its median in milliseconds, or why it cannot run), ``picked``, ``reason``, ``cached``,
+        ``precision``; ``parity``, where the gate ran; and ``seconds``: of reading the file, importing the
+        library and building the engine.
 
     Raises:
         UsageError: an unknown name, or a backend, device or precision that is not to be had here.
-        WsssError: no such model, a damaged one, or none of the backends can run it.
+        WsssError: no such model, a damaged one, or none of the backends can run it; code ``parity_failed``
+            where the engine that was asked for does not do what the model does.
     """
-    for value, choices, option in (
-        (backend, ("auto", *BACKENDS), "backend"),
-        (device, DEVICES, "device"),
-        (precision, PRECISIONS, "precision"),
-    ):
-        if value not in choices:
-            meant = _SYNONYMS.get(value.lower())
-            hint = f"did you mean {meant!r}?" if meant in choices else nearest(value, choices)
-            raise UsageError(f"no {option} {value!r}", fix=hint)
+    check_names(backend, device, precision)
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, not {threads}")
     started = time.perf_counter()
-    card, data = read_artifact(Path(model))
-    read_seconds = time.perf_counter() - started
-    request = _Request(backend, device, precision, threads or default_threads(), card, data, read_seconds)
+    path = Path(model)
+    card, data = read_artifact(path)
+    request = Request(
+        backend,
+        device,
+        precision,
+        threads or default_threads(),
+        path,
+        card,
+        data,
+        time.perf_counter() - started,
+        images or _scenes,
+        tell or logging.getLogger("wsss_rt").warning,
+        gate,
+        cache,
+    )
     shape = _trial_shape(sample_shape, card)
-    names = _eligible(request)
+    names = eligible(backend, device, precision, card, package=is_package(data))
     key = trial_cache.cache_key(card, request.threads, device, precision, shape)
     if len(names) == 1:
         return _only(request, names[0])
-    if cache and (known := trial_cache.load(key)) is not None:
+    if cache and (known := trial_cache.load(key)) is not None and known.picked in names:
         try:
             engine = _open(request, known.picked)
         except WsssError:
@@ -118,46 +111,35 @@ def open_engine(
     return _by_trial(request, names, shape, key if cache else None)
 
 
-def _eligible(request: _Request) -> tuple[str, ...]:
-    """The backends that could serve the request, before anything is imported."""
-    names = BACKENDS if request.backend == "auto" else (request.backend,)
-    if request.precision == "bfloat16":
-        if request.device == "cuda" or "openvino" not in names:
-            raise UsageError(
-                "bfloat16 runs in OpenVINO on the CPU only",
-                fix="drop --precision, or use --backend openvino --device cpu",
-            )
-        return ("openvino",)
-    if request.device == "cuda":
-        if "onnxruntime" not in names:
-            raise UsageError("OpenVINO does not run on cuda", fix="use --backend onnxruntime or --device cpu")
-        return ("onnxruntime",)
-    return names
+def _scenes() -> GateImages:
+    from wsss_rt.gate_images import gate_images
+
+    return gate_images(None)
 
 
-def _open(request: _Request, name: str) -> Engine:
+def _open(request: Request, name: str) -> Engine:
     """Open one backend, once.
 
     Raises:
         UsageError: its package is missing or broken, or the device is not there.
-        WsssError: it refuses the model.
+        WsssError: it refuses the model, or the parity gate refuses it.
     """
     if name in request.opened:
         return request.opened[name]
-    if importlib.util.find_spec(name) is None:
-        raise UsageError(
-            f"the backend {name} is not installed", fix=f"pip install {name}", code="backend_missing"
-        )
+    traits = TRAITS[name]
+    if not traits.installed:
+        install = f"pip install {traits.install}"
+        raise UsageError(f"the backend {name} is not installed", fix=install, code="backend_missing")
     started = time.perf_counter()
     try:
-        importlib.import_module(name)
+        importlib.import_module(traits.module)
         imported = time.perf_counter()
-        engine = _openers()[name](request)
+        engine = OPENERS[name](request)
     except ImportError as error:
         raise UsageError(
             f"the backend {name} is installed and cannot be imported",
             why=" ".join(str(error).split())[:300],
-            fix=f"pip install --force-reinstall {name}; see `wsss-rt doctor`",
+            fix=f"pip install --force-reinstall {traits.module}; see `wsss-rt doctor`",
             code="backend_broken",
         ) from error
     spent = {
@@ -166,45 +148,21 @@ def _open(request: _Request, name: str) -> Engine:
         "build": time.perf_counter() - imported,
     }
     engine.choice["seconds"] = {stage: round(value, 4) for stage, value in spent.items()}
+    if request.gate and not first_use.was_gated(engine):
+        first_use.gate(engine, request.reference, request.images, cache=request.cache, tell=request.tell)
     request.opened[name] = engine
     return engine
 
 
-def _openers() -> dict[str, Callable[[_Request], Engine]]:
-    return {"onnxruntime": _open_onnxruntime, "openvino": _open_openvino}
-
-
-def _open_onnxruntime(request: _Request) -> Engine:
-    from wsss_rt.engines.onnxruntime import CudaUnavailable, OnnxRuntimeEngine, cuda_offered
-
-    make = OnnxRuntimeEngine
-    if request.device == "cpu" or (request.device == "auto" and not cuda_offered()):
-        return make(request.card, request.model, threads=request.threads)
-    try:
-        return make(request.card, request.model, device="cuda", threads=request.threads)
-    except CudaUnavailable as error:
-        if request.device == "cuda":
-            raise UsageError(error.what, why=error.why, fix=error.fix, code=error.code) from error
-        engine = make(request.card, request.model, threads=request.threads)
-        engine.choice["cuda"] = str(error)
-        return engine
-
-
-def _open_openvino(request: _Request) -> Engine:
-    from wsss_rt.engines.openvino import OpenVinoEngine
-
-    precision = "float32" if request.precision == "auto" else request.precision
-    return OpenVinoEngine(request.card, request.model, precision=precision, threads=request.threads)
-
-
-def _only(request: _Request, name: str) -> Engine:
+def _only(request: Request, name: str) -> Engine:
     engine = _open(request, name)
     asked = {"backend": request.backend, "device": request.device, "precision": request.precision}
-    reason = "asked for: " + ", ".join(f"{key} {value}" for key, value in asked.items() if value != "auto")
+    given = ", ".join(f"{key} {value}" for key, value in asked.items() if value != "auto")
+    reason = f"asked for: {given}" if given else "the only backend for this model here"
     return _choose(request, engine, {name: "not measured"}, reason)
 
 
-def _first(request: _Request, names: tuple[str, ...]) -> Engine:
+def _first(request: Request, names: tuple[str, ...]) -> Engine:
     candidates: dict[str, float | str] = dict.fromkeys(names, "not measured")
     for name in names:
         try:
@@ -217,7 +175,7 @@ def _first(request: _Request, names: tuple[str, ...]) -> Engine:
 
 
 def _by_trial(
-    request: _Request, names: tuple[str, ...], shape: tuple[int, ...], key: dict[str, Any] | None
+    request: Request, names: tuple[str, ...], shape: tuple[int, ...], key: dict[str, Any] | None
 ) -> Engine:
     candidates: dict[str, float | str] = {}
     engines: dict[str, Engine] = {}
@@ -275,7 +233,7 @@ def _measure(
 
 
 def _choose(
-    request: _Request,
+    request: Request,
     engine: Engine,
     candidates: dict[str, float | str],
     reason: str,
@@ -286,6 +244,7 @@ def _choose(
         "requested": request.backend,
         "candidates": candidates,
         "picked": engine.backend,
+        "precision": engine.precision,
         "reason": reason,
         "cached": cached,
         "threads": request.threads,

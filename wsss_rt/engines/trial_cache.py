@@ -6,19 +6,19 @@ import hashlib
 import json
 import math
 import os
-import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsss_rt import __version__
+from wsss_rt.engines.processor import gpu_names, processor_name
 from wsss_rt.errors import WsssError
 
 if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
 
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def cache_key(
         "wsss_rt": __version__,
         "model": card.weights_sha256,
         "libraries": {name: _version(name) for name in _PACKAGES},
-        "processor": _processor(),
+        "processor": processor_name(),
+        "gpus": list(gpu_names()),
         "threads": threads,
         "device": device,
         "precision": precision,
@@ -69,10 +70,30 @@ def load(key: dict[str, Any]) -> Trial | None:
 
 def store(key: dict[str, Any], picked: str, candidates: dict[str, float | str]) -> None:
     """Remember an outcome; a folder that cannot be written is no error."""
+    _write(key, {"picked": picked, "candidates": candidates})
+
+
+def load_parity(key: dict[str, Any]) -> dict[str, Any] | None:
+    """What the parity gate found for ``key``; None where there is nothing that can be trusted."""
+    try:
+        raw = json.loads(_path(key).read_bytes())
+        found = raw["parity"]
+        return found if raw["key"] == key and isinstance(found["passed"], bool) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        # absent, unreadable or damaged all mean the same: compare again
+        return None
+
+
+def store_parity(key: dict[str, Any], found: dict[str, Any]) -> None:
+    """Remember what the parity gate found; a folder that cannot be written is no error."""
+    _write(key, {"parity": found})
+
+
+def _write(key: dict[str, Any], outcome: dict[str, Any]) -> None:
     from wsss_rt.io.atomic import write_atomic
 
     path = _path(key)
-    text = json.dumps({"key": key, "picked": picked, "candidates": candidates}, indent=1, sort_keys=True)
+    text = json.dumps({"key": key, **outcome}, indent=1, sort_keys=True)
     try:
         path.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.parent.mkdir(exist_ok=True, mode=0o700)
@@ -92,14 +113,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return f"{platform.machine()} {line.split(':', 1)[1].strip()}"
-    except OSError:
-        # no /proc: the platform's own word has to do
-        pass
-    return f"{platform.machine()} {platform.processor()}"

@@ -19,14 +19,17 @@ class ChainRefiner:
 
     Args:
         refiners: in the order in which they run.
+
+    Attributes:
+        refiners: the same.
     """
 
     def __init__(self, refiners: Sequence[Refiner]) -> None:
-        self._refiners = tuple(refiners)
+        self.refiners = tuple(refiners)
 
     def warm_up(self, announce: Callable[[str], None]) -> None:
         """Warm up each."""
-        for refiner in self._refiners:
+        for refiner in self.refiners:
             refiner.warm_up(announce)
 
     def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> Refined:
@@ -44,7 +47,7 @@ class ChainRefiner:
             ImageError: one of them cannot refine this image.
         """
         refined = Refined(scores)
-        for refiner in self._refiners:
+        for refiner in self.refiners:
             scores, sure = refiner(image, refined.scores)
             refined = Refined(scores, refined.sure_background if sure is None else sure)
         return refined

@@ -89,7 +89,17 @@ class WalkRefiner:
         An image of more pixels than the affinity model may see walks at a smaller size.
         """
         check_input(image, scores)
-        height, width = image.shape[:2]
+        return Refined(self.walk(scores, *self.affinity_of(image)))
+
+    def affinity_of(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """What the model sees in an image: affinity (K, rows, columns), and the size (H, W) that it saw.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, upright.
+
+        Raises:
+            ImageError: the affinity holds NaN or infinity, or the engine failed.
+        """
         tensor = prepare_passes(image, self.card.input, scales=(1.0,), flip=False)[0].images
         seen = (tensor.shape[2], tensor.shape[3])
         # whole cells, zeros after normalising: what the net was trained to see beyond an image
@@ -102,8 +112,14 @@ class WalkRefiner:
                 "the affinity holds NaN or infinity for this image",
                 fix="try --precision float32 or another --backend",
             )
+        return affinity, seen
+
+    def walk(
+        self, scores: NDArray[np.float32], affinity: NDArray[np.float32], seen: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Scores (C' + 1, H, W) after the walk over the affinity of an image that was seen at some size."""
         walked = random_walk(_resize(scores, seen), affinity, self.params)
-        return Refined(_resize(walked, (height, width)))
+        return _resize(walked, (scores.shape[1], scores.shape[2]))
 
     def _open(self) -> Engine:
         """The engine; the caller holds the lock."""
