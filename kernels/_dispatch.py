@@ -25,6 +25,7 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 _AUTO_TAKES_TRITON = False
 _ran: dict[str, str] = {}
 _override: str | None = None
+_plugins = False
 
 
 class KernelUnavailableError(WsssError):
@@ -58,6 +59,22 @@ def use_kernels(mode: str) -> Iterator[None]:
         yield
     finally:
         _override = kept
+
+
+@contextmanager
+def as_plugins() -> Iterator[None]:
+    """Trace operators as functions without side effects, which an exported graph can hold as plugin nodes."""
+    global _plugins
+    kept, _plugins = _plugins, True
+    try:
+        yield
+    finally:
+        _plugins = kept
+
+
+def tracing_plugins() -> bool:
+    """Whether :func:`as_plugins` holds."""
+    return _plugins
 
 
 def last_path(operator: str) -> str | None:

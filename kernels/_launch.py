@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from wsss_rt.kernels._dispatch import interpreting
+from wsss_rt.kernels._tiles import fit
 
 LOG2_E = math.log2(math.e)
-# tl.dot takes no side below 16
-SMALLEST_TILE = 16
+
+#: Takes launches in place of a GPU, see :func:`recording`: kernel, grid, arguments by position and by name.
+Recorder = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], None]
+_recorder: Recorder | None = None
 
 
 def wrap_triton(kernel: Any) -> Any:
     """``torch.library.wrap_triton`` of a compiled kernel; an interpreted one can't be traced, and stays."""
+    if _recorder is not None:
+        return _Recorded(kernel, _recorder)
     return torch.library.wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel
 
 
-def tile(size: int, largest: int) -> int:
-    """The power of two that holds ``size``, from 16 to ``largest``."""
-    return max(SMALLEST_TILE, min(largest, triton.next_power_of_2(size)))
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Hand launches to ``recorder`` for a while, and run none: what a call would launch is then known."""
+    global _recorder
+    kept, _recorder = _recorder, recorder
+    try:
+        yield
+    finally:
+        _recorder = kept
+
+
+class _Recorded:
+    def __init__(self, kernel: Any, recorder: Recorder) -> None:
+        self._kernel, self._recorder = kernel, recorder
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **named: self._recorder(self._kernel, grid, args, named)
+
+
+# the name by which kernels of other folders know it
+tile = fit
 
 
 def dot_precision(*tensors: Tensor) -> str:
@@ -39,6 +63,13 @@ def widen(tensor: Tensor) -> bool:
     Triton's interpreter multiplies bfloat16 as if it were integers, and cuts where hardware rounds.
     """
     return tensor.dtype == torch.bfloat16 and interpreting()
+
+
+def meta_heads(batch: int, tokens: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, 384 / d, T, d) of a packed projection, without data: for examples."""
+    packed = torch.empty((batch, tokens, 3, 384 // dim, dim), dtype=dtype, device="meta")
+    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
 
 
 def dense_rows(*tensors: Tensor) -> list[Tensor]:

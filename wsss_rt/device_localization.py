@@ -1,6 +1,6 @@
 """From pixels to masks on an engine's device: ``wsss_rt.kernels.localize`` in the project's terms.
 
-Imported only where an engine's outputs can stay on its device; that engine has imported torch already.
+Torch is imported when an engine is given whose outputs can stay on its device: that engine has imported it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from wsss_rt import localize, segment
 from wsss_rt.classes import is_wide
 from wsss_rt.device_refine import device_refiner
 from wsss_rt.engines.runtime import engine_error
-from wsss_rt.kernels.localize import DeviceMaps, Inferred
 from wsss_rt.localization import Marked, Settled, auto_batch
 from wsss_rt.timing import Stopwatch
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsss_rt.engines.base import TensorEngine
+    from wsss_rt.kernels.localize import Inferred
     from wsss_rt.options import LabelOptions
     from wsss_rt.refine import Refiner
 
@@ -43,6 +43,8 @@ class DeviceLocalization:
     name = "torch"
 
     def __init__(self, engine: TensorEngine, options: LabelOptions, refiner: Refiner | None) -> None:
+        from wsss_rt.kernels.localize import DeviceMaps
+
         self._options, self._card, self._backend = options, engine.card, engine.backend
         table = localize.normalisation_table(engine.card.input.mean, engine.card.input.std)
         self._maps = DeviceMaps(engine.run_tensors, engine.device, table)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsss_rt.errors import ImageError, ImageErrorCode
-from wsss_rt.kernels import refiners
 from wsss_rt.refine.chain import ChainRefiner
 from wsss_rt.refine.crf import CrfRefiner
 from wsss_rt.refine.walk import WalkRefiner
@@ -34,11 +33,13 @@ def device_refiner(refiner: Refiner, maps: DeviceMaps) -> DeviceRefiner:
     Raises:
         ImageError: from the refiner, when it cannot take an image.
     """
+    from wsss_rt.kernels.refiners import finite
+
     steps = refiner.refiners if isinstance(refiner, ChainRefiner) else (refiner,)
     chain = [_step(step, maps) for step in steps]
 
     def refine(image: NDArray[np.uint8], scores: Any) -> tuple[Any, Any]:
-        if not refiners.finite(scores):
+        if not finite(scores):
             raise ImageError(
                 ImageErrorCode.NONFINITE_OUTPUT,
                 "the scores to refine hold NaN or infinity for this image",
@@ -63,6 +64,8 @@ def _step(refiner: Refiner, maps: DeviceMaps) -> DeviceRefiner:
 
 
 def _crf(refiner: CrfRefiner, maps: DeviceMaps) -> DeviceRefiner:
+    from wsss_rt.kernels.refiners import crf
+
     params = asdict(refiner.params)
     alphas = [params.pop("alpha")]
     if (high := params.pop("high_alpha")) is not None:
@@ -70,12 +73,14 @@ def _crf(refiner: CrfRefiner, maps: DeviceMaps) -> DeviceRefiner:
 
     def refine(image: NDArray[np.uint8], scores: Any) -> tuple[Any, Any]:
         with maps.streams.work():
-            return refiners.crf(maps.streams.upload(image), scores, alphas, params)
+            return crf(maps.streams.upload(image), scores, alphas, params)
 
     return refine
 
 
 def _walk(refiner: WalkRefiner, maps: DeviceMaps) -> DeviceRefiner:
+    from wsss_rt.kernels.refiners import walk
+
     params = refiner.params
 
     def refine(image: NDArray[np.uint8], scores: Any) -> tuple[Any, Any]:
@@ -85,7 +90,7 @@ def _walk(refiner: WalkRefiner, maps: DeviceMaps) -> DeviceRefiner:
             walked = refiner.walk(maps.to_host(scores), affinity, seen)
             return maps.to_device(walked), None
         with maps.streams.work():
-            found = refiners.walk(
+            found = walk(
                 scores, maps.streams.upload(affinity), params.alpha, beta=params.beta, steps=params.steps,
                 radius=params.radius,
             )  # fmt: skip

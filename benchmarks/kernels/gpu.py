@@ -1,252 +1,251 @@
-"""Checks and times every kernel on a GPU in one call, and writes ``benchmarks/results/kernels-gpu.json``.
+"""Checks and times everything on a GPU in one call; ``benchmarks/results/h200-kernels.json`` grows with it.
 
-    python benchmarks/kernels/gpu.py [--repeat 50] [--quick] [--name kernels-gpu]
+    python benchmarks/kernels/gpu.py [--minutes 12] [--repeat 50] [--only aggregate,memory]
+    python benchmarks/kernels/gpu.py --images VOC/JPEGImages --tags VOC/labels.csv     # labelling too
 
-Every time stands beside its parity, judged before anything is timed; a kernel that fails it is not timed.
-Rates are given beside what a large matrix product and a large copy reach in the same run.
+Each part runs in a process of its own: first its kernels' parity, then its times, a row at a time. A part
+that fails, hangs or leaves the GPU unusable costs its remaining rows, and its reason stands in the result.
+Parts begin in order of what matters most, and none begins or goes on after ``--minutes``. Rates stand beside
+what large matrix products and a large copy reached in the same run. ``--tune`` first looks for faster tiles
+and keeps them in the user's cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import importlib
+import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn import functional
-
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
-from record import write_result  # noqa: E402
+from record import environment, write_result  # noqa: E402
 
-from benchmarks.kernels import aggregate, propagate, reattend  # noqa: E402
-from benchmarks.kernels.parity import Verdict, packed_heads  # noqa: E402
-from wsss_rt.kernels import last_path, use_kernels  # noqa: E402
-from wsss_rt.kernels.affinity_propagate import Problem, affinity_propagate, choose_form  # noqa: E402
-from wsss_rt.kernels.attention_aggregate import attention_aggregate  # noqa: E402
-from wsss_rt.kernels.attention_aggregate import reference as aggregate_reference  # noqa: E402
-from wsss_rt.kernels.masked_reattention import masked_reattention  # noqa: E402
-from wsss_rt.training.models import create_model  # noqa: E402
-
-CLASSES, LAYERS, DIM = 20, 12, 64
-# images of 224, of 500x375 and of 768x768 px, with 20 class tokens; DeiT-S and ViT-B
-SIZES, HEADS = ((64, 216), (16, 733), (4, 2324)), (6, 12)
-TYPES = (torch.bfloat16, torch.float16, torch.float32)
-_GIB = 1 << 30
+from benchmarks.kernels.parity import Verdict  # noqa: E402
 
 
-def parity_of_all(device: str, *, small: bool) -> list[Verdict]:
-    """Verdicts on all kernels; ``small`` for the interpreter."""
+@dataclass(frozen=True)
+class Part:
+    """One thing that is checked and timed.
+
+    Attributes:
+        name: of its entry in the result.
+        module: below ``benchmarks.kernels``. Its ``parity_of_all(device, small=...)``, where it has one,
+            judges first; what does not pass is not timed.
+        timings: name of its function (repeat, ceilings) that yields rows; older ones take (measured, repeat).
+        minutes: the most it may take.
+        result: file of ``benchmarks/results`` that its rows go to as well.
+    """
+
+    name: str
+    module: str
+    timings: str = "timings"
+    minutes: float = 3.0
+    result: str | None = None
+
+
+#: In order of importance.
+PARTS = (
+    Part("ceilings", "timing", timings="ceiling_rows", minutes=1),
+    Part("aggregate", "aggregate", minutes=4),
+    Part("propagate", "propagate"),
+    Part("reattend", "reattend", minutes=2),
+    Part("memory", "memory", minutes=2),
+    Part("models", "models", minutes=4),
+    Part("crf", "crf"),
+    Part("walk", "walk", minutes=2),
+    Part("map_to_mask", "map_to_mask", minutes=2),
+    Part("engines", "models", timings="engine_timings", minutes=5, result="h200"),
+)
+LABELLING_MINUTES = 6.0
+
+
+def available(parts: Iterable[Part] = PARTS) -> list[Part]:
+    """Those whose module is there."""
+    folder = Path(__file__).parent
+    return [part for part in parts if (folder / f"{part.module}.py").is_file()]
+
+
+def parity_of_all(device: str, *, small: bool, parts: Iterable[Part] = PARTS) -> list[Verdict]:
+    """Verdicts on all kernels in this process; ``small`` for the interpreter."""
     found: list[Verdict] = []
-    shapes = ((1, 2, 37),) if small else tuple((2, 6, tokens) for _, tokens in SIZES)
-    for dtype in TYPES:
-        for batch, heads, tokens in shapes:
-            for classes in (1, CLASSES):
-                found += aggregate.parity(batch, heads, tokens, DIM, classes, dtype, device=device)
-            found += reattend.parity(batch, heads, tokens - 1, DIM, dtype, device=device)
-            shape = (batch, heads, tokens, DIM)
-            found += propagate.parity(1 if small else 3, shape, CLASSES, CLASSES, dtype, device=device)
+    for name in dict.fromkeys(part.module for part in available(parts)):
+        judge = getattr(_module(name), "parity_of_all", None)
+        found += judge(device, small=small) if judge is not None else []
     return found
 
 
-def median_ms(work: Callable[[], Any], repeat: int) -> float:
-    """Median of single runs by CUDA events, after three that do not count."""
-    for _ in range(3):
-        work()
-    times = []
-    for _ in range(repeat):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
+def run_part(part: Part, device: str, out: Path, *, repeat: int, ceiling: dict[str, float]) -> int:
+    """Judge and time one part in this process; ``out`` is rewritten after each row.
 
+    Returns:
+        0, or 1 where a kernel did not pass or a row failed.
+    """
+    found: dict[str, Any] = {"rows": {}}
 
-def peak_gib(work: Callable[[], Any]) -> float:
-    """Memory that a run takes beyond what is there."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / _GIB
+    def store() -> None:
+        partial = out.with_suffix(".partial")
+        partial.write_text(json.dumps(found))
+        os.replace(partial, out)
 
-
-def measured(work: Callable[[], Any], repeat: int) -> dict[str, float] | str:
-    """Time and memory, or that it did not fit."""
+    module = _module(part.module)
     try:
-        return {"ms": round(median_ms(work, repeat), 4), "peak_gib": round(peak_gib(work), 3)}
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return "out of memory"
+        judge = getattr(module, "parity_of_all", None)
+        if judge is not None:
+            verdicts = judge(device, small=device == "cpu")
+            found["parity"] = [verdict.as_dict() for verdict in verdicts]
+            found["passed"] = all(verdict.passed for verdict in verdicts)
+            store()
+        if found.get("passed", True):
+            for name, row in _rows(getattr(module, part.timings, None), repeat, ceiling):
+                found["rows"][name] = row
+                print(part.name, name, json.dumps(row), flush=True)
+                store()
+    except Exception:  # noqa: BLE001 - its rows are lost, and the reason is what the result then says
+        found["error"] = traceback.format_exc()[-2000:]
+        print(found["error"], file=sys.stderr, flush=True)
+    store()
+    return int("error" in found or not found.get("passed", True))
 
 
-def ceilings(repeat: int) -> dict[str, float]:
-    """What this card reaches: TFLOP/s of a bf16 product, GB/s of a copy."""
-    side = 8192
-    left, right = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product = median_ms(lambda: left @ right, repeat)
-    source = torch.empty(1 << 28, device="cuda", dtype=torch.float32)
-    target = torch.empty_like(source)
-    copy = median_ms(lambda: target.copy_(source), repeat)
-    return {
-        "tflops": round(2 * side**3 / product / 1e9, 1),
-        "gbs": round(2 * source.numel() * 4 / copy / 1e6, 1),
-    }
+def run_all(
+    parts: Iterable[Part], options: argparse.Namespace, *, device: str, started: float | None = None
+) -> dict[str, Any]:
+    """Every part in a process of its own, within ``options.minutes``; the result is stored after each."""
+    until = (time.monotonic() if started is None else started) + 60 * options.minutes
+    result: dict[str, Any] = {"parts": {}, "machine": environment()}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            out = Path(folder) / f"{part.name}.json"
+            left = until - time.monotonic()
+            entry: dict[str, Any] = {"rows": {}}
+            if left < 5:
+                entry["error"] = "not begun: the time was up"
+            else:
+                words = [sys.executable, __file__, "--part", part.name, "--out", str(out), "--device", device]
+                words += ["--repeat", str(options.repeat)]
+                words += ["--ceilings", json.dumps(result.get("ceilings", {}))]
+                limit = min(60 * part.minutes, left)
+                begun = time.monotonic()
+                reason = _finish(words, limit)
+                if out.is_file():
+                    entry = json.loads(out.read_text())
+                if reason is not None and "error" not in entry:
+                    entry["error"] = reason
+                entry["seconds"] = round(time.monotonic() - begun, 1)
+            result["parts"][part.name] = entry
+            if part.name == "ceilings":
+                result["ceilings"] = entry["rows"].get("ceilings", {})
+                result["device"] = entry["rows"].get("device")
+            if part.result and entry["rows"]:
+                kept = {"device": result.get("device"), "ceilings": result.get("ceilings"), part.name: entry}
+                write_result(part.result, kept)
+            if options.name:
+                write_result(options.name, result)
+    return result
 
 
-def time_aggregate(batch: int, tokens: int, heads: int, repeat: int) -> dict[str, Any]:
-    """One layer with both maps, with class rows alone, and the ways to do without the kernel."""
-    parts = packed_heads(batch, heads, tokens, DIM, torch.bfloat16, device="cuda")
-    class_map, affinity = aggregate.accumulators(parts[0], CLASSES, (True, True))
-    scale = DIM**-0.5
-
-    def eager() -> torch.Tensor:
-        return aggregate_reference.attention_aggregate(
-            *parts, CLASSES, class_map, affinity, scale=scale, upcast=False
-        )
-
-    def kernel(*maps: torch.Tensor | None) -> Callable[[], torch.Tensor]:
-        def run() -> torch.Tensor:
-            with use_kernels("triton"):
-                return attention_aggregate(*parts, CLASSES, *maps)
-
-        return run
-
-    patches = tokens - CLASSES
-    row: dict[str, Any] = {
-        "triton": measured(kernel(class_map, affinity), repeat),
-        "triton, class rows": measured(kernel(class_map, None), repeat),
-        "triton, no maps": measured(kernel(None, None), repeat),
-        "eager": measured(eager, repeat),
-        "compiled": measured(torch.compile(eager), repeat),
-        "sdpa, no maps": measured(lambda: functional.scaled_dot_product_attention(*parts), repeat),
-    }
-    if isinstance(row["triton"], dict):
-        flops = 2 * batch * heads * DIM * (2 * tokens**2 + patches**2 + CLASSES * patches)
-        moved = 2 * 4 * batch * patches * tokens + 2 * 4 * batch * heads * tokens * DIM
-        row["triton"]["tflops"] = round(flops / row["triton"]["ms"] / 1e9, 1)
-        row["triton"]["gbs"] = round(moved / row["triton"]["ms"] / 1e6, 1)
-    return row
+def _finish(words: list[str], seconds: float) -> str | None:
+    """Why a command did not end well, or None."""
+    try:
+        code = subprocess.run(words, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        return f"stopped after {seconds:.0f} s"
+    # 1 is explained in its file
+    return f"its process ended with {code}" if code not in (0, 1) else None
 
 
-def time_propagate(batch: int, tokens: int, heads: int, repeat: int) -> dict[str, Any]:
-    """Both forms over all layers, beside what the counts choose."""
-    shape = (batch, heads, tokens, DIM)
-    queries, keys = propagate.layers_of(LAYERS, shape, torch.bfloat16, device="cuda")
-    maps = propagate.maps_for(batch, CLASSES, tokens - CLASSES, device="cuda")
+def _rows(timings: Any, repeat: int, ceiling: dict[str, float]) -> Iterator[tuple[str, Any]]:
+    if timings is None:
+        return
+    first = next(iter(timings.__annotations__), "")
+    if first == "measured":
+        from benchmarks.kernels.timing import measured
 
-    def streaming() -> torch.Tensor:
-        with use_kernels("triton"):
-            return affinity_propagate(queries, keys, maps, CLASSES)
-
-    def accumulated() -> torch.Tensor:
-        total = torch.zeros(batch, tokens - CLASSES, tokens - CLASSES, device="cuda")
-        with use_kernels("triton"):
-            for q, k in zip(queries, keys, strict=True):
-                attention_aggregate(q, k, k, CLASSES, None, total)
-        return maps @ total.transpose(-2, -1)
-
-    def attention_alone() -> None:
-        with use_kernels("triton"):
-            for q, k in zip(queries, keys, strict=True):
-                attention_aggregate(q, k, k, CLASSES)
-
-    problem = Problem(batch, heads, tokens, CLASSES, CLASSES, LAYERS, DIM, 2)
-    return {
-        "streaming": measured(streaming, repeat),
-        "accumulated, attention included": measured(accumulated, repeat),
-        "attention alone": measured(attention_alone, repeat),
-        "chosen": choose_form(problem),
-    }
+        yield from timings(measured, repeat).items()
+        return
+    yield from timings(repeat, ceiling)
 
 
-def time_reattend(batch: int, tokens: int, heads: int, repeat: int) -> dict[str, Any]:
-    """The masked attention, beside PyTorch's."""
-    parts = packed_heads(batch, heads, tokens, DIM, torch.bfloat16, device="cuda")
-    selected = reattend.chosen(batch, tokens, 0.4, device="cuda")
-    row = {}
-    for mode in ("triton", "reference"):
-
-        def run(mode: str = mode) -> torch.Tensor:
-            with use_kernels(mode):
-                return masked_reattention(*parts, selected, scale=DIM**-0.5)
-
-        row[mode] = measured(run, repeat)
-    return row
+def _module(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.kernels.{name}")
 
 
-@torch.no_grad()
-def time_model(model: Any, images: torch.Tensor, repeat: int) -> dict[str, Any]:
-    """``localize`` of a batch in bf16, kernels on and off, and how far the maps are apart."""
-    maps: dict[str, torch.Tensor] = {}
-    row: dict[str, Any] = {"batch": images.shape[0]}
-    for mode in ("triton", "reference"):
-
-        def run(mode: str = mode) -> torch.Tensor:
-            with use_kernels(mode), torch.autocast("cuda", torch.bfloat16):
-                return model.localize(images).maps
-
-        row[mode] = measured(run, repeat)
-        if isinstance(row[mode], dict):
-            maps[mode] = run()
-            row[mode]["path"] = last_path("attention_aggregate")
-    if len(maps) == 2:
-        apart = (maps["triton"] - maps["reference"]).abs().max()
-        row["maps_apart"] = float(apart / maps["reference"].abs().max())
-    return row
+def summary(result: dict[str, Any]) -> dict[str, str]:
+    """A line a part: what passed, how many rows there are, and what went wrong."""
+    lines = {}
+    for name, entry in result["parts"].items():
+        judged = entry.get("parity", [])
+        passed = sum(verdict["passed"] for verdict in judged)
+        words = [f"{len(entry['rows'])} rows"]
+        if judged:
+            words.insert(0, f"parity {passed} of {len(judged)}")
+        if "error" in entry:
+            words.append(entry["error"].strip().splitlines()[-1])
+        lines[name] = ", ".join(words)
+    return lines
 
 
-def time_models(sides: tuple[int, ...], repeat: int) -> dict[str, Any]:
-    """Whole models at several image sizes."""
-    rows: dict[str, Any] = {}
-    for method in ("mctformer-v2", "token-refinement"):
-        model = create_model(method, num_classes=CLASSES).cuda().eval()
-        for side in sides:
-            images = torch.randn(max(1, 16 * 224**2 // side**2), 3, side, side, device="cuda")
-            rows[f"{method}, {side} px"] = time_model(model, images, max(3, repeat // 10))
-    return rows
-
-
-def main() -> None:
-    """Check, time, store; ends with 1 where a kernel fails its parity."""
+def main() -> int:
+    """Run; 1 where a part did not pass or has no rows."""
+    started = time.monotonic()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--minutes", type=float, default=12.0, help="of everything together")
     parser.add_argument("--repeat", type=int, default=50)
-    parser.add_argument("--quick", action="store_true", help="parity and the smallest size only")
-    parser.add_argument("--name", default="kernels-gpu")
+    parser.add_argument("--only", default="", help="names of parts, with commas")
+    parser.add_argument("--name", default="h200-kernels", help="of the result; empty stores nothing")
+    parser.add_argument("--tune", action="store_true", help="look for faster tiles first")
+    parser.add_argument("--images", type=Path, help="photographs for labelling")
+    parser.add_argument("--tags", type=Path, help="their tags")
+    parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ceilings", type=json.loads, default={}, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("no GPU; the parity part runs in tests/kernels, in Triton's interpreter")
-    verdicts = parity_of_all("cuda", small=False)
-    failed = [verdict for verdict in verdicts if not verdict.passed]
-    print(f"parity: {len(verdicts) - len(failed)} of {len(verdicts)} passed", *failed, sep="\n", flush=True)
-    result: dict[str, Any] = {"parity": [verdict.as_dict() for verdict in verdicts]}
-    lost = {verdict.case.split()[0] for verdict in failed}
-    sizes = SIZES[:1] if options.quick else SIZES
-    timings = {"aggregate": time_aggregate, "propagate": time_propagate, "reattend": time_reattend}
-    result["device"] = torch.cuda.get_device_name()
-    result["ceilings"] = ceilings(options.repeat)
-    for kernel, measure in timings.items():
-        if kernel in lost or (kernel == "propagate" and "aggregate" in lost):
-            continue
-        result[kernel] = {}
-        for batch, tokens in sizes:
-            for heads in HEADS:
-                row = measure(batch, tokens, heads, options.repeat)
-                result[kernel][f"B{batch}-T{tokens}-H{heads}"] = row
-                print(kernel, batch, tokens, heads, row, flush=True)
-    if not failed:
-        result["models"] = time_models((224,) if options.quick else (224, 512, 1536), options.repeat)
-    print(f"wrote {write_result(options.name, result)}")
-    if failed:
-        sys.exit(1)
+    known = {part.name: part for part in available()}
+    if options.part:
+        part = {**known, TUNE.name: TUNE}[options.part]
+        return run_part(part, options.device, options.out, repeat=options.repeat, ceiling=options.ceilings)
+    import torch
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no GPU; the parity part runs in tests/kernels, in Triton's interpreter")
+    wanted = [name for name in options.only.split(",") if name] or list(known)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        sys.exit(f"no part {', '.join(unknown)}; there are {', '.join(known)}")
+    chosen = [part for name, part in known.items() if name in wanted or name == "ceilings"]
+    if options.tune:
+        chosen.insert(0, TUNE)
+    if options.images and options.tags:
+        options.minutes -= min(LABELLING_MINUTES, options.minutes / 2)
+    result = run_all(chosen, options, device=options.device, started=started)
+    if options.images and options.tags:
+        left = min(
+            60 * LABELLING_MINUTES, 60 * options.minutes + 60 * LABELLING_MINUTES - time.monotonic() + started
+        )
+        script = str(Path(__file__).with_name("labelling.py"))
+        words = [sys.executable, script, "--images", str(options.images), "--tags", str(options.tags)]
+        reason = _finish(words, max(left, 30.0))
+        print(f"labelling: {reason or 'benchmarks/results/labelling-gpu.json'}")
+    for name, line in summary(result).items():
+        print(f"{name}: {line}")
+    parts = result["parts"].values()
+    return int(any("error" in entry or not entry.get("passed", True) for entry in parts))
+
+
+#: Not a measurement: it changes which tiles the others run with.
+TUNE = Part("tune", "tune", minutes=4)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wsss_rt.kernels._dispatch import choose_triton, kernel_mode, needs_gradient, record, too_wide
+from wsss_rt.kernels._dispatch import (
+    choose_triton,
+    kernel_mode,
+    needs_gradient,
+    record,
+    too_wide,
+    tracing_plugins,
+)
 from wsss_rt.kernels.affinity_propagate import reference
 from wsss_rt.kernels.affinity_propagate.cost import Form, Problem, choose_form
 
@@ -48,6 +55,11 @@ def affinity_propagate(
     if not torch.compiler.is_compiling():
         _check(queries, keys, maps, num_class_tokens)
     scale = queries[0].shape[-1] ** -0.5 if scale is None else float(scale)
+    if tracing_plugins():
+        from wsss_rt.kernels.affinity_propagate import functional
+
+        record(OPERATOR, "plugins")
+        return functional.affinity_propagate(queries, keys, maps, scale=scale)
     if not choose_triton(OPERATOR, *queries, *keys, refusal=_refusal(maps, *queries, *keys)):
         record(OPERATOR, "reference")
         return reference.affinity_propagate(queries, keys, maps, num_class_tokens, scale=scale, upcast=False)

@@ -111,5 +111,5 @@ def choose_form(problem: Problem, *, most_memory: float = MOST_MEMORY) -> Form:
 
 def _channel_blocks(channels: int) -> tuple[int, int]:
     """How many blocks of maps, and how wide each is, as the kernel takes them."""
-    width = min(128, max(16, 1 << (channels - 1).bit_length()))
+    width = min(64, max(16, 1 << (channels - 1).bit_length()))
     return -(-channels // width), width

@@ -2,76 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, tile, widen, wrap_triton
+from wsss_rt.kernels._blocks import load_rows
+from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, meta_heads, widen, wrap_triton
+from wsss_rt.kernels._tiles import tile_for
+
+# channels of a program: more held two sums of 128 columns, which spilled
+MOST_CHANNELS = 64
 
 
 @triton.jit
 def _propagate(
-    q, k, maps, out,
+    q, k, maps, before, out,
     q_batch, q_head, q_row, k_batch, k_head, k_row,
     heads, tokens, classes, channels, factor, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     PRECISION: tl.constexpr, WEIGHTS: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Adds one layer's share to a tile of ``out``: some patches, some channels, all heads."""
-    program = tl.program_id(0).to(tl.int64)
+    """A tile of what was ``before`` plus one layer's share: some patches, some channels, all heads."""
     patches = tokens - classes
     down = tl.cdiv(patches, ROWS)
     across = tl.cdiv(channels, CHANNELS)
-    batch, place = program // (down * across), program % (down * across)
-    rows = (place % down) * ROWS + tl.arange(0, ROWS)
-    of_maps = (place // down) * CHANNELS + tl.arange(0, CHANNELS)
-    dims = tl.arange(0, BLOCK_D)
-    row_mask = (rows < patches)[:, None] & (dims < D)[None, :]
-    q += batch * q_batch + (classes + rows)[:, None] * q_row + dims[None, :]
+    batch, place = (tl.program_id(0) // (down * across)).to(tl.int64), tl.program_id(0) % (down * across)
+    row, channel = (place % down) * ROWS, (place // down) * CHANNELS
+    lines, steps, dims = tl.arange(0, ROWS), tl.arange(0, COLS), tl.arange(0, BLOCK_D)
+    planes = tl.arange(0, CHANNELS)
+    there, known = row + lines < patches, channel + planes < channels
+    q += batch * q_batch + (classes + row).to(tl.int64) * q_row
     k += batch * k_batch
-    maps += (batch * channels + of_maps)[None, :] * patches
+    maps += (batch * channels + channel) * patches - classes
     gathered = tl.zeros((ROWS, CHANNELS), tl.float32)
     for _ in range(0, heads):
-        queries = tl.load(q, mask=row_mask, other=0.0)
-        if WIDEN:
-            queries = queries.to(tl.float32)
+        queries = load_rows(q, lines, q_row, there, dims, D, BLOCK_D, WIDEN)
         largest = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         mixed = tl.zeros((ROWS, CHANNELS), tl.float32)
+        key = k
         for start in range(0, tokens, COLS):
-            cols = (start + tl.arange(0, COLS)).to(tl.int64)
-            there = cols < tokens
-            keys = tl.load(
-                k + cols[:, None] * k_row + dims[None, :],
-                mask=there[:, None] & (dims < D)[None, :],
-                other=0.0,
-            )
-            if WIDEN:
-                keys = keys.to(tl.float32)
+            seen = start + steps < tokens
+            keys = load_rows(key, steps, k_row, seen, dims, D, BLOCK_D, WIDEN)
             values = tl.load(
-                maps + (cols - classes)[:, None],
-                mask=(there & (cols >= classes))[:, None] & (of_maps < channels)[None, :],
+                maps + start + planes[None, :] * patches + steps[:, None],
+                mask=(seen & (start + steps >= classes))[:, None] & known[None, :],
                 other=0.0,
             )
             logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
-            logits = tl.where(there[None, :], logits, float("-inf"))
+            logits = tl.where(seen[None, :], logits, float("-inf"))
             higher = tl.maximum(largest, tl.max(logits, 1))
             shrink = tl.exp2(largest - higher)
             weights = tl.exp2(logits - higher[:, None])
             total = total * shrink + tl.sum(weights, 1)
             mixed = mixed * shrink[:, None] + tl.dot(weights, values, input_precision=WEIGHTS)
             largest = higher
+            key += COLS * k_row
         gathered += mixed / total[:, None]
         q += q_head
         k += k_head
-    target = out + (batch * channels + of_maps)[None, :] * patches + rows[:, None]
-    mask = (rows < patches)[:, None] & (of_maps < channels)[None, :]
-    tl.store(target, tl.load(target, mask=mask, other=0.0) + gathered * factor, mask=mask)
+    corner = (batch * channels + channel) * patches + row
+    within = planes[None, :] * patches + lines[:, None]
+    mask = there[:, None] & known[None, :]
+    gathered = tl.load(before + corner + within, mask=mask, other=0.0) + gathered * factor
+    tl.store(out + corner + within, gathered, mask=mask)
 
 
-@torch.library.triton_op("wsss_rt::affinity_propagate", mutates_args=())
-def affinity_propagate(
+def launch(
     queries: list[Tensor], keys: list[Tensor], maps: Tensor, num_class_tokens: int, scale: float
 ) -> Tensor:
     """The operator; arguments as in the dispatcher."""
@@ -80,7 +80,7 @@ def affinity_propagate(
     batch, channels, patches = maps.shape
     if not batch * channels * patches:
         return out
-    width = tile(channels, 128)
+    width = fit(channels, MOST_CHANNELS)
     for query, key in zip(queries, keys, strict=True):
         if query.dtype != key.dtype:
             query, key = query.float(), key.float()
@@ -88,18 +88,40 @@ def affinity_propagate(
         heads, tokens, dim = q.shape[1:]
         wide = q.dtype == torch.float32
         exact = dot_precision(q)
-        rows, cols = tile(patches, 64), tile(tokens, 32 if wide else 64)
-        blocks = batch * triton.cdiv(patches, rows) * triton.cdiv(channels, width)
+        tile = tile_for("propagate", q).within(patches, tokens)
+        blocks = batch * triton.cdiv(patches, tile.rows) * triton.cdiv(channels, width)
         wrap_triton(_propagate)[(blocks,)](
-            q, k, maps, out, *q.stride()[:3], *k.stride()[:3],
+            q, k, maps, out, out, *q.stride()[:3], *k.stride()[:3],
             heads, tokens, num_class_tokens, channels, 1.0 / heads, scale * LOG2_E,
-            D=dim, BLOCK_D=tile(dim, 128), CHANNELS=width, ROWS=rows, COLS=cols,
+            D=dim, BLOCK_D=fit(dim, 128), CHANNELS=width, ROWS=tile.rows, COLS=tile.cols,
             # maps keep eleven bits where queries have no more
-            PRECISION=exact, WEIGHTS=exact if wide else "tf32", WIDEN=widen(q), num_warps=4,
+            PRECISION=exact, WEIGHTS=exact if wide else "tf32", WIDEN=widen(q),
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
+
+
+affinity_propagate = torch.library.triton_op("wsss_rt::affinity_propagate", launch, mutates_args=())
 
 
 @affinity_propagate.register_fake
 def _(queries: list[Tensor], keys: list[Tensor], maps: Tensor, num_class_tokens: int, scale: float) -> Tensor:
     return torch.empty_like(maps, memory_format=torch.contiguous_format)
+
+
+def _example(dtype: torch.dtype, dim: int, channels: int) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        q, k = meta_heads(16, 733, dim, dtype)[:2]
+        return launch([q], [k], torch.empty((16, channels, 713), device="meta"), 20, dim**-0.5)
+
+    return call
+
+
+#: Calls as models make them, for ``kernels/ahead_of_time.py``.
+EXAMPLES: dict[str, Callable[[], Tensor]] = {
+    "bf16 d64, 20 maps": _example(torch.bfloat16, 64, 20),
+    "bf16 d64, 80 maps": _example(torch.bfloat16, 64, 80),
+    "fp16 d64, 20 maps": _example(torch.float16, 64, 20),
+    "fp32 d64, 20 maps": _example(torch.float32, 64, 20),
+    "bf16 d32, 20 maps": _example(torch.bfloat16, 32, 20),
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wsss_rt.kernels._dispatch import choose_triton, needs_gradient, record, too_wide
+from wsss_rt.kernels._dispatch import choose_triton, needs_gradient, record, too_wide, tracing_plugins
 from wsss_rt.kernels.attention_aggregate import reference
 
 OPERATOR = "attention_aggregate"
@@ -48,6 +48,13 @@ def attention_aggregate(
     if not torch.compiler.is_compiling():
         _check(q, k, v, num_class_tokens, class_map, affinity)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if tracing_plugins() and (class_map is not None or affinity is not None):
+        from wsss_rt.kernels.attention_aggregate import functional
+
+        record(OPERATOR, "plugins")
+        return functional.attention_aggregate(
+            q, k, v, num_class_tokens, class_map, affinity, float(weight), scale=scale
+        )
     refusal = too_wide(q)
     if needs_gradient(q, k, v):
         refusal = "it has no backward pass, and a gradient is asked for"

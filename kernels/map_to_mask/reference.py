@@ -15,15 +15,14 @@ def planes(tokens: Tensor, taps: Taps, normalise: str, epsilon: float) -> Iterat
     for values in tokens:
         plane = torch.zeros((), dtype=tokens.dtype, device=tokens.device)
         for row, row_weight, column, column_weight in zip(*taps, strict=True):
-            # along rows, then down columns, tap by tap: the order of OpenCV's sums
-            starts, back = row.unique(return_inverse=True)
-            across = sum(
-                values[starts[:, None] + column[None, :, tap]] * column_weight[None, :, tap]
-                for tap in range(column.shape[1])
-            )
-            plane = plane + sum(
-                across[back[:, tap]] * row_weight[:, tap, None] for tap in range(row.shape[1])
-            )
+            resized = torch.zeros_like(plane)
+            # along rows, then down columns, tap by tap: the order of the kernel, and of OpenCV
+            for starts, down in zip(row.unbind(1), row_weight.unbind(1), strict=True):
+                across = torch.zeros_like(plane)
+                for places, along in zip(column.unbind(1), column_weight.unbind(1), strict=True):
+                    across = across + values[starts[:, None] + places] * along
+                resized = resized + across * down[:, None]
+            plane = plane + resized
         if normalise == "peak":
             plane = plane.clamp(min=0)
         low = plane.min() if normalise == "minmax" else torch.zeros_like(plane.max())

@@ -1,7 +1,8 @@
-"""Triton kernels: selection by comparing all pairs, and online softmax over selected keys."""
+"""Triton kernels: selection by comparing all pairs, online softmax over selected keys, mass spread anew."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, tile, widen, wrap_triton
+from wsss_rt.kernels._blocks import load_rows, store_rows
+from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, meta_heads, widen, wrap_triton
+from wsss_rt.kernels._tiles import tile_for
 from wsss_rt.kernels.masked_reattention import reference
 from wsss_rt.kernels.masked_reattention.constants import EPSILON
 
@@ -35,67 +38,101 @@ def _select(mass, selected, tokens, threshold, ROWS: tl.constexpr, COLS: tl.cons
 
 @triton.jit
 def _reattend(
-    q, k, v, selected, out,
+    q, k, v, selected, places, out,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,
-    heads, tokens, scale, floor, epsilon,
+    heads, asking, tokens, scale, floor, epsilon,
     D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
+    WIDEN: tl.constexpr, COMPACT: tl.constexpr,
 ):  # fmt: skip
     """Rows of the masked attention; the maximum is over all keys, the sum over those that are kept."""
-    program = tl.program_id(0).to(tl.int64)
-    blocks = tl.cdiv(tokens, ROWS)
-    of_head = program // blocks
-    batch, head = of_head // heads, of_head % heads
-    rows = (program % blocks) * ROWS + tl.arange(0, ROWS)
-    dims = tl.arange(0, BLOCK_D)
-    row_mask = (rows < tokens)[:, None] & (dims < D)[None, :]
-    queries = tl.load(
-        q + batch * q_batch + head * q_head + rows[:, None] * q_row + dims[None, :], mask=row_mask, other=0.0
-    )
-    if WIDEN:
-        queries = queries.to(tl.float32)
+    blocks = tl.cdiv(asking, ROWS)
+    of_head = tl.program_id(0) // blocks
+    first = (tl.program_id(0) % blocks) * ROWS
+    batch, head = (of_head // heads).to(tl.int64), (of_head % heads).to(tl.int64)
+    lines, steps, dims = tl.arange(0, ROWS), tl.arange(0, COLS), tl.arange(0, BLOCK_D)
+    there = first + lines < asking
+    # which token each query is: itself is always kept
+    own = first + lines
+    if COMPACT:
+        own = tl.load(places + batch * asking + own, mask=there, other=0)
+    q += batch * q_batch + head * q_head + first.to(tl.int64) * q_row
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
     selected += batch * tokens
+    queries = load_rows(q, lines, q_row, there, dims, D, BLOCK_D, WIDEN)
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, BLOCK_D), tl.float32)
     everything = tl.zeros((BLOCK_D,), tl.float32)
     for start in range(0, tokens, COLS):
-        cols = (start + tl.arange(0, COLS)).to(tl.int64)
-        there = cols < tokens
-        col_mask = there[:, None] & (dims < D)[None, :]
-        keys = tl.load(k + cols[:, None] * k_row + dims[None, :], mask=col_mask, other=0.0)
-        values = tl.load(v + cols[:, None] * v_row + dims[None, :], mask=col_mask, other=0.0).to(tl.float32)
-        if WIDEN:
-            keys = keys.to(tl.float32)
-        chosen = tl.load(selected + cols, mask=there, other=0) != 0
+        cols = start + steps
+        seen = cols < tokens
+        keys = load_rows(k, steps, k_row, seen, dims, D, BLOCK_D, WIDEN)
+        values = load_rows(v, steps, v_row, seen, dims, D, BLOCK_D, True)
+        chosen = tl.load(selected + cols, mask=seen, other=0) != 0
         logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
-        logits = tl.where(there[None, :], logits, float("-inf"))
+        logits = tl.where(seen[None, :], logits, float("-inf"))
         higher = tl.maximum(largest, tl.max(logits, 1))
         shrink = tl.exp2(largest - higher)
-        kept = chosen[None, :] | ((rows[:, None] == cols[None, :]) & there[None, :])
+        kept = chosen[None, :] | ((own[:, None] == cols[None, :]) & seen[None, :])
         weights = tl.where(kept, tl.exp2(logits - higher[:, None]), 0.0)
         total = total * shrink + tl.sum(weights, 1)
         # narrower weights would not be the official float32
         mixed = mixed * shrink[:, None] + tl.dot(weights, values, input_precision="ieee")
         everything += tl.sum(values, 0)
         largest = higher
+        k += COLS * k_row
+        v += COLS * v_row
     mixed = (mixed + floor * everything[None, :]) / (total + epsilon)[:, None]
-    tl.store(
-        out + batch * out_batch + head * out_head + rows[:, None] * out_row + dims[None, :],
-        mixed.to(out.dtype.element_ty),
-        mask=row_mask,
-    )
+    out += batch * out_batch + head * out_head + first.to(tl.int64) * out_row
+    store_rows(out, mixed, lines, out_row, there, dims, D, BLOCK_D)
 
 
-@torch.library.triton_op("wsss_rt::select_tokens", mutates_args=())
-def select_tokens(mass: Tensor, threshold: float) -> Tensor:
+@triton.jit
+def _spread(
+    mass, selected, scores, priorities, refined, tokens, epsilon, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Priorities of an image's selected tokens, and the mass that they spread anew; a program an image."""
+    at = tl.program_id(0).to(tl.int64) * tokens
+    steps = tl.arange(0, BLOCK)
+    largest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    shared = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, tokens, BLOCK):
+        seen = start + steps < tokens
+        chosen = tl.load(selected + at + start + steps, mask=seen, other=0) != 0
+        score = tl.load(scores + at + start + steps, mask=seen, other=0.0)
+        largest = tl.maximum(largest, tl.where(chosen, score, float("-inf")))
+        held = tl.load(mass + at + start + steps, mask=seen, other=0.0)
+        shared += tl.where(chosen, held, 0.0)
+    highest = tl.max(largest, 0)
+    # where nothing is selected
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    moved = tl.sum(shared, 0)
+    weights = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, tokens, BLOCK):
+        seen = start + steps < tokens
+        chosen = tl.load(selected + at + start + steps, mask=seen, other=0) != 0
+        score = tl.load(scores + at + start + steps, mask=seen, other=0.0)
+        weights += tl.where(chosen, tl.exp(tl.where(chosen, score, highest) - highest), 0.0)
+    # without an epsilon the smallest normal number, so that nothing selected divides by no zero
+    total = tl.sum(weights, 0) + tl.where(epsilon > 0, epsilon * tl.exp(-highest), 0.0)
+    total = tl.maximum(total, 1.1754943508222875e-38)
+    for start in range(0, tokens, BLOCK):
+        seen = start + steps < tokens
+        chosen = tl.load(selected + at + start + steps, mask=seen, other=0) != 0
+        score = tl.load(scores + at + start + steps, mask=seen, other=0.0)
+        held = tl.load(mass + at + start + steps, mask=seen, other=0.0)
+        share = tl.where(chosen, tl.exp(tl.where(chosen, score, highest) - highest), 0.0) / total
+        tl.store(priorities + at + start + steps, share, mask=seen)
+        tl.store(refined + at + start + steps, tl.where(chosen, share * moved, held), mask=seen)
+
+
+def launch_select(mass: Tensor, threshold: float) -> Tensor:
     """The operator; ``mass`` (B, N) float32."""
     mass = mass.contiguous()
     batch, tokens = mass.shape
     selected = torch.empty((batch, tokens), dtype=torch.int8, device=mass.device)
-    rows, cols = tile(tokens, 32), tile(tokens, 128)
+    rows, cols = fit(tokens, 32), fit(tokens, 128)
     if batch * tokens:
         wrap_triton(_select)[(batch * triton.cdiv(tokens, rows),)](
             mass, selected, tokens, threshold, ROWS=rows, COLS=cols, num_warps=4
@@ -103,26 +140,47 @@ def select_tokens(mass: Tensor, threshold: float) -> Tensor:
     return selected.bool()
 
 
-@torch.library.triton_op("wsss_rt::masked_reattention", mutates_args=())
-def masked_reattention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, scale: float) -> Tensor:
+def launch(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, places: Tensor | None, scale: float) -> Tensor:
     """The operator; arguments as in the dispatcher."""
     kept = v.dtype
     if not q.dtype == k.dtype == v.dtype:
         q, k, v = q.float(), k.float(), v.float()
     q, k, v = dense_rows(q, k, v)
-    batch, heads, tokens, dim = q.shape
+    batch, heads, asking, dim = q.shape
+    tokens = k.shape[2]
     stored = torch.float32 if widen(v) else kept
-    out = torch.empty((batch, tokens, heads, dim), dtype=stored, device=v.device).transpose(1, 2)
-    rows, cols = tile(tokens, 64), tile(tokens, 32)
-    if batch * tokens:
-        wrap_triton(_reattend)[(batch * heads * triton.cdiv(tokens, rows),)](
-            q, k, v, selected.to(torch.uint8).contiguous(), out,
+    out = torch.empty((batch, asking, heads, dim), dtype=stored, device=v.device).transpose(1, 2)
+    tile = tile_for("reattend", q).within(asking, tokens)
+    chosen = selected.to(torch.uint8).contiguous()
+    # without places nothing is read there, and any pointer will do
+    own = chosen if places is None else places.to(torch.int32).contiguous()
+    if batch * asking:
+        wrap_triton(_reattend)[(batch * heads * triton.cdiv(asking, tile.rows),)](
+            q, k, v, chosen, own, out,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-            heads, tokens, scale * LOG2_E, EPSILON / tokens, EPSILON,
-            D=dim, BLOCK_D=tile(dim, 128), ROWS=rows, COLS=cols, PRECISION=dot_precision(q), WIDEN=widen(q),
-            num_warps=4,
+            heads, asking, tokens, scale * LOG2_E, EPSILON / tokens, EPSILON,
+            D=dim, BLOCK_D=fit(dim, 128), ROWS=tile.rows, COLS=tile.cols, PRECISION=dot_precision(q),
+            WIDEN=widen(q), COMPACT=places is not None, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out.to(kept)
+
+
+def launch_spread(mass: Tensor, selected: Tensor, scores: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The operator; all (B, N), ``mass`` and ``scores`` float32."""
+    mass, scores = mass.contiguous(), scores.contiguous()
+    batch, tokens = mass.shape
+    priorities, refined = torch.empty_like(mass), torch.empty_like(mass)
+    if batch * tokens:
+        wrap_triton(_spread)[(batch,)](
+            mass, selected.to(torch.uint8).contiguous(), scores, priorities, refined, tokens, epsilon,
+            BLOCK=fit(tokens, 1024), num_warps=4,
+        )  # fmt: skip
+    return priorities, refined
+
+
+select_tokens = torch.library.triton_op("wsss_rt::select_tokens", launch_select, mutates_args=())
+masked_reattention = torch.library.triton_op("wsss_rt::masked_reattention", launch, mutates_args=())
+spread_mass = torch.library.triton_op("wsss_rt::spread_mass", launch_spread, mutates_args=())
 
 
 @select_tokens.register_fake
@@ -131,9 +189,15 @@ def _(mass: Tensor, threshold: float) -> Tensor:
 
 
 @masked_reattention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, scale: float) -> Tensor:
-    batch, heads, tokens, dim = v.shape
-    return v.new_empty((batch, tokens, heads, dim)).transpose(1, 2)
+def _(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, places: Tensor | None, scale: float) -> Tensor:
+    batch, heads, asking, dim = q.shape
+    return v.new_empty((batch, asking, heads, dim)).transpose(1, 2)
+
+
+@spread_mass.register_fake
+def _(mass: Tensor, selected: Tensor, scores: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    mass = mass.contiguous()
+    return torch.empty_like(mass), torch.empty_like(mass)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -143,11 +207,37 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    *heads, selected = ctx.saved_tensors
+    *heads, selected, places = ctx.saved_tensors
     with torch.enable_grad():
         q, k, v = (part.detach().requires_grad_() for part in heads)
-        again = reference.masked_reattention(q, k, v, selected, scale=ctx.scale)
-        return *torch.autograd.grad(again, (q, k, v), gradient), None, None
+        again = reference.masked_reattention(q, k, v, selected, places, scale=ctx.scale)
+        return *torch.autograd.grad(again, (q, k, v), gradient), None, None, None
 
 
 masked_reattention.register_autograd(_backward, setup_context=_remember)
+
+
+def _example(dtype: torch.dtype, dim: int, *, asking: int | None = None) -> Callable[[], Any]:
+    def call() -> Any:
+        q, k, v = meta_heads(16, 713, dim, dtype)
+        selected, places = torch.empty((16, 713), dtype=torch.bool, device="meta"), None
+        if asking is not None:
+            places = torch.empty((16, asking), dtype=torch.int32, device="meta")
+            q = torch.empty((16, asking, 384 // dim, dim), dtype=dtype, device="meta").transpose(1, 2)
+        return launch(q, k, v, selected, places, dim**-0.5)
+
+    return call
+
+
+def _example_of_mass() -> None:
+    mass, scores = torch.empty((2, 16, 713), device="meta")
+    launch_spread(mass, launch_select(mass, 0.6), scores, EPSILON)
+
+
+#: Calls as models make them, for ``kernels/ahead_of_time.py``.
+EXAMPLES: dict[str, Callable[[], Any]] = {
+    "bf16 d64": _example(torch.bfloat16, 64),
+    "bf16 d64, compact": _example(torch.bfloat16, 64, asking=200),
+    "fp32 d64": _example(torch.float32, 64),
+    "select and spread": _example_of_mass,
+}

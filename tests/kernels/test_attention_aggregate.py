@@ -19,13 +19,13 @@ BOTH, ROWS, NONE = (True, True), (True, False), (False, False)
     ("shape", "dtype", "wanted", "launched"),
     [
         # batch, heads, tokens, head dim, class tokens
-        ((2, 3, 83, 64, 20), FULL, BOTH, "attend,class_block,affinity_block"),
-        ((1, 2, 151, 32, 7), FULL, BOTH, "attend,class_block,affinity_block"),
-        ((2, 2, 71, 64, 20), HALF, BOTH, "attend,class_block,affinity_block"),
-        ((1, 3, 137, 64, 5), BRAIN, BOTH, "attend,class_block,affinity_block"),
-        ((2, 2, 66, 32, 1), BRAIN, ROWS, "attend,class_block"),
-        ((1, 6, 197, 64, 1), FULL, ROWS, "attend,class_block"),
-        ((2, 2, 33, 64, 4), HALF, BOTH, "attend,class_block,affinity_block"),
+        ((2, 3, 83, 64, 20), FULL, BOTH, "attend,class_rows,affinity_block"),
+        ((1, 2, 151, 32, 7), FULL, BOTH, "attend,class_rows,affinity_block"),
+        ((2, 2, 71, 64, 20), HALF, BOTH, "attend,class_rows,affinity_block"),
+        ((1, 3, 137, 64, 5), BRAIN, BOTH, "attend,class_rows,affinity_block"),
+        ((2, 2, 66, 32, 1), BRAIN, ROWS, "attend,class_rows"),
+        ((1, 6, 197, 64, 1), FULL, ROWS, "attend,class_rows"),
+        ((2, 2, 33, 64, 4), HALF, BOTH, "attend,class_rows,affinity_block"),
         ((1, 1, 17, 48, 0), FULL, (False, True), "attend,affinity_block"),
         ((1, 2, 65, 16, 20), FULL, NONE, "attend"),
     ],
@@ -47,9 +47,9 @@ def test_maps_and_output_are_as_good_as_those_of_pytorch(
 def test_the_launches_are_those_that_were_asked_for(device: str) -> None:
     heads = packed_heads(1, 2, 24, 32, FULL, device=device)
     expected = {
-        (20, BOTH): "triton[attend,class_block,affinity_block]",
-        (1, BOTH): "triton[attend,class_block,affinity_block]",
-        (1, ROWS): "triton[attend,class_block]",
+        (20, BOTH): "triton[attend,class_rows,affinity_block]",
+        (1, BOTH): "triton[attend,class_rows,affinity_block]",
+        (1, ROWS): "triton[attend,class_rows]",
         (20, NONE): "triton[attend]",
         (0, BOTH): "triton[attend,affinity_block]",
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.kernels.parity import packed_heads
 from benchmarks.kernels.reattend import parity
 from wsss_rt.kernels import last_path, use_kernels
-from wsss_rt.kernels.masked_reattention import masked_reattention, reference, select_tokens
+from wsss_rt.kernels.masked_reattention import masked_reattention, reference, select_tokens, spread_mass
 
 
 def by_kernel(mass: Tensor, threshold: float) -> Tensor:
@@ -83,6 +83,44 @@ def test_the_epsilons_of_the_official_code(goldens_dir: Path, case: str, device:
     with use_kernels("triton"):
         found = masked_reattention(logits, unit, unit, policy[None].bool(), scale=1.0)
     assert (found - expected).abs().max() < 1e-6
+
+
+def test_some_queries_alone_are_exact(device: str) -> None:
+    """The compact form: a row is what it is among all, by the kernel and by the reference, in any order."""
+    q, k, v = packed_heads(2, 2, 37, 32, torch.float32, device=device)
+    selected = torch.rand(2, 37, generator=torch.Generator().manual_seed(3)).to(device) < 0.4
+    places = torch.tensor([[5, 0, 36, 7, 7], [1, 2, 3, 4, 30]], device=device)
+    asking = torch.stack([q[image][:, places[image]] for image in range(2)])
+    for mode in ("triton", "reference"):
+        with use_kernels(mode):
+            whole = masked_reattention(q, k, v, selected, scale=0.2)
+            some = masked_reattention(asking, k, v, selected, scale=0.2, places=places)
+        expected = torch.stack([whole[image][:, places[image]] for image in range(2)])
+        torch.testing.assert_close(some, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match=r"places must be \(2, 5\)"):
+        masked_reattention(asking, k, v, selected, scale=0.2, places=places[:, :4])
+    with pytest.raises(ValueError, match="must all be"):
+        masked_reattention(asking, k, v, selected, scale=0.2)
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 0.0])
+def test_mass_is_spread_as_by_the_reference(epsilon: float, device: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    mass, scores = torch.rand(5, 1100, generator=generator), 40 * torch.randn(5, 1100, generator=generator)
+    selected = torch.rand(5, 1100, generator=generator) < 0.3
+    selected[1], selected[2] = False, True
+    # scores without bounds: far below zero, and huge where they do not count
+    scores[3] -= 300
+    scores[4][~selected[4]] = 1e30
+    given = [part.to(device) for part in (mass, selected, scores)]
+    with use_kernels("triton"):
+        found = spread_mass(*given, epsilon=epsilon)
+    assert last_path("spread_mass") == "triton[spread]"
+    with use_kernels("reference"):
+        plain = spread_mass(*given, epsilon=epsilon)
+    for ours, expected in zip(found, plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(found[1][1], given[0][1])
 
 
 def test_gradients_are_those_of_the_reference(device: str) -> None:

@@ -23,9 +23,9 @@ def tiny(method: str, **options: Any) -> Localizer:
 @pytest.mark.parametrize(
     ("method", "options", "path"),
     [
-        ("mctformer-v2", {}, "triton[attend,class_block,affinity_block]"),
-        ("ts-cam", {}, "triton[attend,class_block]"),
-        ("token-refinement", {"threshold": 0.5}, "triton[attend,class_block]"),
+        ("mctformer-v2", {}, "triton[attend,class_rows,affinity_block]"),
+        ("ts-cam", {}, "triton[attend,class_rows]"),
+        ("token-refinement", {"threshold": 0.5}, "triton[attend,class_rows]"),
         ("acr", {"affinity": True, "start_layer": 2}, "triton[attend,affinity_block]"),
     ],
 )
@@ -43,6 +43,7 @@ def test_maps_do_not_depend_on_what_runs(
     if method == "token-refinement":
         assert last_path("masked_reattention") == "triton[reattend]"
         assert last_path("select_tokens") == "triton[select]"
+        assert last_path("spread_mass") == "triton[spread]"
     torch.testing.assert_close(found.scores, plain.scores, rtol=1e-5, atol=1e-5)
     largest = float(plain.maps.abs().max())
     torch.testing.assert_close(found.maps, plain.maps, rtol=0, atol=1e-5 * largest)
@@ -55,7 +56,7 @@ def test_streaming_holds_no_affinity_and_gives_the_same(device: str, monkeypatch
     with use_kernels("triton"):
         found = model.localize(images)
     assert last_path("affinity_propagate") == "triton[propagate]"
-    assert last_path("attention_aggregate") in ("triton[attend]", "triton[attend,class_block]")
+    assert last_path("attention_aggregate") in ("triton[attend]", "triton[attend,class_rows]")
     monkeypatch.undo()
     plain = model.localize(images)
     assert last_path("attention_aggregate") == "reference"
@@ -69,9 +70,28 @@ def test_an_exported_program_keeps_the_kernels(device: str) -> None:
     with use_kernels("triton"):
         program = torch.export.export(model, (IMAGES.to(device),))
     names = {str(node.target) for node in program.graph.nodes}
-    for operator in ("attention_aggregate", "select_tokens", "masked_reattention"):
+    for operator in ("attention_aggregate", "select_tokens", "masked_reattention", "spread_mass"):
         assert f"wsss_rt.{operator}.default" in names
     with use_kernels("reference"):
         scores, maps = model(IMAGES.to(device))
     ours = program.module()(IMAGES.to(device))
     torch.testing.assert_close(ours, (scores, maps), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["triton", "reference"])
+@pytest.mark.parametrize("threshold", [0.5, 1e-6], ids=["some", "none-selected"])
+@torch.no_grad()
+def test_selected_tokens_alone_give_the_same_maps(mode: str, threshold: float, device: str) -> None:
+    images, maps = IMAGES.to(device), []
+    for compact in (False, True):
+        model = tiny("token-refinement", threshold=threshold, compact=compact).to(device)
+        asked: list[int] = []
+        model.score_layer.mlp.register_forward_hook(
+            lambda module, inputs, output, asked=asked: asked.append(output.shape[1])
+        )
+        with use_kernels(mode):
+            maps.append(model.localize(images))
+            assert model.localize(images, extras=True).extras["score_tokens"].shape[1] == 12
+        assert asked[1] == 12 and (asked[0] < 12) == compact
+    torch.testing.assert_close(maps[0].maps, maps[1].maps, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(maps[0].scores, maps[1].scores, rtol=1e-5, atol=1e-6)

@@ -96,7 +96,9 @@ def block_mixing(block: Any, tokens: Tensor, mix: Mix) -> Tensor:
     return _finish(block, tokens, mix(*project_heads(block.attn, block.norm1(tokens))))
 
 
-def block_sampled(block: Any, tokens: Tensor, sample: Callable[[Tensor], Tensor]) -> Tensor:
+def block_sampled(
+    block: Any, tokens: Tensor, sample: Callable[[Tensor], Tensor], *, mix: Mix | None = None
+) -> Tensor:
     """One block in which a sample of the tokens asks and all of them answer; the others end here.
 
     Query downsampling of Shrunk (SegViT, section 3.3): ``y = x_q + MHA(LN(x_q), LN(x))``, then the MLP.
@@ -105,12 +107,15 @@ def block_sampled(block: Any, tokens: Tensor, sample: Callable[[Tensor], Tensor]
         block: timm ``Block``.
         tokens: (B, T, D).
         sample: (B, T, D) to (B, t, D).
+        mix: the attention of (B, H, t, d) to (B, H, T, d) twice; plain where None.
 
     Returns:
         (B, t, D).
     """
     attn = block.attn
     q, k, v = project_heads(attn, block.norm1(tokens), sample=sample)
+    if mix is not None:
+        return _finish(block, sample(tokens), mix(q, k, v))
     dropout = attn.attn_drop.p if attn.training else 0.0
     mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
     return _finish(block, sample(tokens), mixed)

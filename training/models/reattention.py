@@ -1,8 +1,8 @@
 """From attention to mass, and from priorities back to it: plain float32 functions.
 
-The steps of the Token Refinement Transformer (BMVC 2022, arXiv 2208.01838) before and after its attention
-among selected tokens (``wsss_rt.kernels.masked_reattention``), as the official code does them. Selection is a
-mask everywhere and never a gather, so no shape depends on the data.
+The steps of the Token Refinement Transformer (BMVC 2022, arXiv 2208.01838) before its attention among
+selected tokens (``wsss_rt.kernels.masked_reattention``), and after it (``spread.py`` there), as the official
+code does them. Selection is a mask and never a gather, so no shape depends on the data.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wsss_rt.kernels.masked_reattention import EPSILON
+from wsss_rt.kernels.masked_reattention.spread import refined_mass, selected_mass, token_priorities
+
+__all__ = [
+    "attend_selected",
+    "attention_mass",
+    "refined_mass",
+    "select_largest",
+    "selected_mass",
+    "token_priorities",
+]
 
 _TINY = torch.finfo(torch.float32).tiny
-_LOWEST = torch.finfo(torch.float32).min
 
 
 def attention_mass(class_attention: Tensor) -> Tensor:
@@ -45,44 +53,3 @@ def attend_selected(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, *, scale:
     """Plain attention (B, H, N, d) of every token to the ``selected`` (B, N): what those get among themselves
     does not depend on the others. At least one must be selected."""
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=selected[:, None, None, :], scale=scale)
-
-
-def token_priorities(scores: Tensor, selected: Tensor, *, epsilon: float = EPSILON) -> Tensor:
-    """Priorities (lambda) of the selected tokens: ``exp(score) / (sum of exp(score) + epsilon)``.
-
-    The largest score is taken out of numerator and denominator, so that no score overflows.
-
-    Args:
-        scores: (B, N), raw.
-        selected: (B, N) bool.
-        epsilon: the priorities sum to less than 1 where all scores are far below 0; to exactly 1 with 0.
-
-    Returns:
-        (B, N) float32 of 0..1; 0 for unselected tokens, and for all where none is selected.
-    """
-    scores = scores.float()
-    largest = torch.where(selected, scores, _LOWEST).amax(dim=-1, keepdim=True).detach()
-    largest = torch.where(selected.any(dim=-1, keepdim=True), largest, 0.0)
-    # unselected scores may be larger by far: replaced before the exponential, their gradient is 0 and not NaN
-    weights = torch.where(selected, (torch.where(selected, scores, largest) - largest).exp(), 0.0)
-    total = weights.sum(dim=-1, keepdim=True)
-    return weights / (total + epsilon * torch.exp(-largest) if epsilon else total.clamp_min(_TINY))
-
-
-def selected_mass(mass: Tensor, selected: Tensor) -> Tensor:
-    """Mass (B, 1) of the selected tokens together (rho)."""
-    return torch.where(selected, mass, 0.0).sum(dim=-1, keepdim=True)
-
-
-def refined_mass(mass: Tensor, selected: Tensor, priorities: Tensor) -> Tensor:
-    """Spread the mass of the selected tokens anew, by their priorities; the others keep theirs (m').
-
-    Args:
-        mass: (B, N) float32.
-        selected: (B, N) bool.
-        priorities: (B, N) float32, 0 for unselected tokens.
-
-    Returns:
-        (B, N) float32.
-    """
-    return torch.where(selected, priorities * selected_mass(mass, selected), mass)

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.kernels.masked_reattention import EPSILON, masked_reattention, select_tokens
+from wsss_rt.kernels.masked_reattention import EPSILON, masked_reattention, select_tokens, spread_mass
 from wsss_rt.training.losses import check_tag_loss, tag_loss
 from wsss_rt.training.models import reattention
 from wsss_rt.training.models import tokens as token_ops
-from wsss_rt.training.models.attention import Observer, block_forward, block_mixing, run_blocks
+from wsss_rt.training.models.attention import (
+    Observer,
+    block_forward,
+    block_mixing,
+    block_sampled,
+    run_blocks,
+)
 from wsss_rt.training.models.base import Localization, load_official
 from wsss_rt.training.models.consistency import check_consistency, mirrored_losses
 from wsss_rt.training.models.fusion import ClassRows, to_grid
@@ -61,6 +67,9 @@ class TokenRefinement(ViTLocalizer):
             ``consistency.py``); None, officially. Of all blocks but the last, whose
             attention is not a map's; not for ``stage="cam"``, which trains none.
         alpha: weight of that agreement.
+        compact: run ``score_layer`` for the selected tokens alone, where nothing else is read of it: in
+            :meth:`localize` without gradient and extras, and outside of graphs, whose shapes may not follow
+            data. The same numbers but for rounding; the host waits for the largest count of the batch.
 
     Extras keep their batch dimension, and ``cls_attn_layers`` (L, B, N) has the layers in front of it.
     """
@@ -80,6 +89,7 @@ class TokenRefinement(ViTLocalizer):
         smoothing: float = 0.0,
         consistency: str | None = None,
         alpha: float = 100.0,
+        compact: bool = False,
     ) -> None:
         super().__init__(backbone, num_classes=num_classes, img_size=img_size)
         self.consistency, self.alpha = check_consistency(consistency), alpha
@@ -99,6 +109,7 @@ class TokenRefinement(ViTLocalizer):
         self.stage = stage
         self.loss = loss
         self.smoothing = smoothing
+        self.compact = compact
         self.cls_token = token_ops.new_tokens(1, self.embed_dim)
         self.pos_embed = new_positions(1 + self.stored_side**2, self.embed_dim)
         self.head = nn.Linear(self.embed_dim, num_classes)
@@ -152,13 +163,15 @@ class TokenRefinement(ViTLocalizer):
         return mirrored_losses(of_view, images, consistency=self.consistency, alpha=self.alpha)
 
     def localize(self, images: Tensor, extras: bool = False) -> Localization:
-        found = self._refine(images)
-        shares = found.priorities
+        traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        compact = self.compact and not (extras or traced or torch.is_grad_enabled() or self.kept_tokens)
+        found = self._refine(images, compact=compact)
+        spread = found.refined
         if self.stage == "tpsm":
             # the first-stage model makes priorities sum to 1 here. Where nothing is selected its official
             # code divides 0 by 0; like the full model, this one then leaves m as it is
-            shares = reattention.token_priorities(found.scores, found.selected, epsilon=0.0)
-        refined = to_grid(reattention.refined_mass(found.mass, found.selected, shares)[:, None], found.grid)
+            spread = spread_mass(found.mass, found.selected, found.scores, epsilon=0.0)[1]
+        refined = to_grid(spread[:, None], found.grid)
         cam: Tensor | None = None
         if self.stage == "tpsm":
             maps = refined.expand(-1, self.num_classes, -1, -1)
@@ -182,7 +195,9 @@ class TokenRefinement(ViTLocalizer):
             )
         return super()._embed(images)
 
-    def _refine(self, images: Tensor, observe: Observer | None = None) -> _Refinement:
+    def _refine(
+        self, images: Tensor, observe: Observer | None = None, *, compact: bool = False
+    ) -> _Refinement:
         embedded, grid, _ = self._embed(images)
         blocks, seen = list(self.blocks), ClassRows()
         before_last_two = run_blocks(blocks[:-2], embedded, sums=seen, observe=observe)
@@ -190,6 +205,7 @@ class TokenRefinement(ViTLocalizer):
         attention = torch.stack(seen.rows)
         mass = reattention.attention_mass(attention)
         by_count = self.kept_tokens > 0
+        epsilon = 0.0 if by_count else EPSILON
         selected = (
             reattention.select_largest(mass, self.kept_tokens)
             if by_count
@@ -198,9 +214,16 @@ class TokenRefinement(ViTLocalizer):
         class_token, patches = token_ops.split(tokens, 1)
         attend = reattention.attend_selected if by_count else masked_reattention
         mix = partial(attend, selected=selected, scale=float(self.score_layer.attn.scale))
-        reattended = block_mixing(self.score_layer, patches, mix)
+        if compact:
+            places = _selected_first(selected)
+            sample = partial(_gathered, places=places)
+            reattended = block_sampled(self.score_layer, patches, sample, mix=partial(mix, places=places))
+        else:
+            reattended = block_mixing(self.score_layer, patches, mix)
         scores = self.score_head(self.score_norm(reattended))[..., 0].float()
-        priorities = reattention.token_priorities(scores, selected, epsilon=0.0 if by_count else EPSILON)
+        if compact:
+            scores = torch.zeros_like(mass).scatter(1, places, scores)
+        priorities, refined = spread_mass(mass, selected, scores, epsilon=epsilon)
         # weighted are the tokens that entered the score layer, not those that left it
         fused = (priorities[..., None] * patches).sum(dim=1)
         pair = torch.cat((class_token, fused[:, None]), dim=1)
@@ -214,6 +237,7 @@ class TokenRefinement(ViTLocalizer):
             reattended=reattended,
             scores=scores,
             priorities=priorities,
+            refined=refined,
             pair=pair,
             encoded=encoded,
             logits=self.head(encoded[:, 0]).float(),
@@ -247,8 +271,8 @@ class CamBranch(nn.Module):
 
 @dataclass(frozen=True)
 class _Refinement:
-    """All that is known before the map: ``attention`` (L, B, N), ``mass``, ``selected``, ``scores`` and
-    ``priorities`` (B, N), ``pair`` and ``encoded`` (B, 2, D), tokens as in the sequence."""
+    """All that is known before the map: ``attention`` (L, B, N), ``mass``, ``selected``, ``scores``,
+    ``priorities`` and ``refined`` (B, N), ``pair`` and ``encoded`` (B, 2, D), tokens as in the sequence."""
 
     grid: tuple[int, int]
     before_last_two: Tensor
@@ -258,9 +282,20 @@ class _Refinement:
     reattended: Tensor
     scores: Tensor
     priorities: Tensor
+    refined: Tensor
     pair: Tensor
     encoded: Tensor
     logits: Tensor
+
+
+def _selected_first(selected: Tensor) -> Tensor:
+    """Places (B, S) of the selected of N tokens; images that select fewer than others ask for some more."""
+    most = max(1, int(selected.sum(dim=-1).max()))
+    return selected.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :most]
+
+
+def _gathered(tokens: Tensor, *, places: Tensor) -> Tensor:
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def _named(found: _Refinement) -> dict[str, Tensor]:
