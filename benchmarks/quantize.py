@@ -52,11 +52,18 @@ def models(work: Path) -> dict[str, tuple[Path, Path]]:
     return {name: found[name] for name in CHOSEN}
 
 
+def earlier(work: Path, part: str) -> dict[str, Any]:
+    """What a part found of other models."""
+    file = work / f"part-{part}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
 def export(work: Path) -> dict[str, Any]:
     """Quantise both; the embedded one through the gate, the seeded one without."""
     from wsss_rt.model_card import read_card
 
-    found = {}
+    found = earlier(work, "export")
     for name, (whole, int8) in models(work).items():
         if name == "deit-s" and not whole.exists():
             _seeded(whole)
@@ -122,7 +129,7 @@ def processor(work: Path) -> dict[str, Any]:
     from wsss_rt.engines import open_engine
     from wsss_rt.model_card import read_card
 
-    found: dict[str, Any] = {}
+    found = earlier(work, "processor")
     for name, (whole, int8) in models(work).items():
         if not int8.exists():
             continue
