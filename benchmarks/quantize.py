@@ -2,8 +2,9 @@
 
     python benchmarks/quantize.py [--part NAME|all] [--work DIR] [--count 300]
 
-Parts leave their results in the work folder, so that the ones that measure time can run alone on a quiet
-machine; ``all``, or the last of them, stores the whole. Quality goes the way of a user: `wsss-rt export`,
+Parts leave their results in the work folder, so that the ones that measure wall time can run alone on a
+quiet machine; what is there is stored. ``processor`` is the processor's time for a pass on one thread, which
+neighbours lengthen a little and do not stop. Quality goes the way of a user: `wsss-rt export`,
 `label` with tags given and no CRF, `eval`; time is that of `wsss-rt bench`, which measures in turns.
 DeiT-S is MCTformer-V2 with seeded weights at 375x500 px: its masks mean nothing, only its time does.
 """
@@ -21,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from commands import wsss_rt
 from record import write_result
 
-PARTS = ("export", "quality", "speed-scenes-v2", "speed-deit-s", "kernels")
+PARTS = ("export", "quality", "processor", "speed-scenes-v2", "speed-deit-s", "kernels")
+# without these there is no table; the others want a quiet machine
+NEEDED = ("export", "quality", "processor")
 # backend, precision as asked for, whether of the quantised file
 RUNS = {
     "onnxruntime float32": ("onnxruntime", "float32", False),
@@ -30,24 +33,37 @@ RUNS = {
     "openvino int8": ("openvino", "int8", True),
     "openvino int8+bfloat16": ("openvino", "bfloat16", True),
 }
+ALSO_TIMED = {"openvino float32": ("openvino", "float32", False)}
 DEIT_SIZE = (375, 500)
+
+
+# as --models says
+CHOSEN = ["scenes-v2", "deit-s"]
 
 
 def models(work: Path) -> dict[str, tuple[Path, Path]]:
     """By name, a float32 model and where its int8 is."""
     from wsss_rt.assets import find_model
 
-    return {
+    found = {
         "scenes-v2": (find_model(None), work / "scenes-int8.onnx"),
         "deit-s": (work / "deit.onnx", work / "deit-int8.onnx"),
     }
+    return {name: found[name] for name in CHOSEN}
+
+
+def earlier(work: Path, part: str) -> dict[str, Any]:
+    """What a part found of other models."""
+    file = work / f"part-{part}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
 
 
 def export(work: Path) -> dict[str, Any]:
     """Quantise both; the embedded one through the gate, the seeded one without."""
     from wsss_rt.model_card import read_card
 
-    found = {}
+    found = earlier(work, "export")
     for name, (whole, int8) in models(work).items():
         if name == "deit-s" and not whole.exists():
             _seeded(whole)
@@ -87,6 +103,9 @@ def quality(work: Path, *, count: int, seed: int) -> dict[str, Any]:
     whole, int8 = models(work)["scenes-v2"]
     found = {}
     for name, (backend, precision, quantised) in RUNS.items():
+        # the gate has compared int8 in both libraries already
+        if name == "onnxruntime int8":
+            continue
         out = work / f"labels-{name.replace(' ', '-')}"
         result = out.with_suffix(".json")
         if not result.exists():
@@ -98,6 +117,44 @@ def quality(work: Path, *, count: int, seed: int) -> dict[str, Any]:
             wsss_rt("eval", out, scenes / "SegmentationClass", "--classes", "scenes", "--json", result)
         found[name] = json.loads(result.read_text())["miou"]
     return {"count": count, "seed": seed, "miou": found}
+
+
+def processor(work: Path) -> dict[str, Any]:
+    """Processor milliseconds of a pass on one thread, engines in turns."""
+    import time
+
+    import numpy as np
+
+    from wsss_rt.benchmark.inputs import default_size
+    from wsss_rt.engines import open_engine
+    from wsss_rt.model_card import read_card
+
+    found = earlier(work, "processor")
+    for name, (whole, int8) in models(work).items():
+        if not int8.exists():
+            continue
+        size = DEIT_SIZE if name == "deit-s" else default_size(read_card(whole).input)
+        images = np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32)
+        engines = {
+            run: open_engine(
+                int8 if quantised else whole, backend=backend, precision=precision, threads=1, cache=False
+            )
+            for run, (backend, precision, quantised) in {**RUNS, **ALSO_TIMED}.items()
+        }
+        times: dict[str, list[float]] = {run: [] for run in engines}
+        for turn in range(6 if name == "deit-s" else 30):
+            for run, engine in engines.items():
+                started = time.process_time()
+                engine.infer(images)
+                if turn:
+                    times[run].append(1e3 * (time.process_time() - started))
+        found[name] = {
+            "size": list(size),
+            "median_ms": {run: round(float(np.median(values)), 2) for run, values in times.items()},
+            "least_ms": {run: round(min(values), 2) for run, values in times.items()},
+            "turns": len(next(iter(times.values()))),
+        }
+    return found
 
 
 def speed(name: str, work: Path) -> dict[str, Any]:
@@ -187,12 +244,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quantize-work"))
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=424242)
+    parser.add_argument("--models", nargs="+", choices=tuple(CHOSEN), default=list(CHOSEN))
     options = parser.parse_args()
+    CHOSEN[:] = options.models
     options.work.mkdir(parents=True, exist_ok=True)
     work = options.work.resolve()
     run = {
         "export": lambda: export(work),
         "quality": lambda: quality(work, count=options.count, seed=options.seed),
+        "processor": lambda: processor(work),
         "speed-scenes-v2": lambda: speed("scenes-v2", work),
         "speed-deit-s": lambda: speed("deit-s", work),
         "kernels": lambda: kernels(work),
@@ -200,11 +260,11 @@ def main() -> None:
     for part in PARTS if options.part == "all" else (options.part,):
         (work / f"part-{part}.json").write_text(json.dumps(run[part](), indent=1))
     files = {part: work / f"part-{part}.json" for part in PARTS}
-    missing = [part for part, file in files.items() if not file.exists()]
+    missing = [part for part in NEEDED if not files[part].exists()]
     if missing:
         print(f"not yet measured: {', '.join(missing)}")
         return
-    result = {part: json.loads(file.read_text()) for part, file in files.items()}
+    result = {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
     print(f"wrote {write_result('quantize', result)}")
 
 
