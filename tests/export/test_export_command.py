@@ -95,7 +95,7 @@ def test_an_official_checkpoint_becomes_an_artifact(tmp_path: Path, cli: Cli) ->
     [
         (["--to", "tensorrt"], ["is no exported model", "--out model.onnx"]),
         (["--to", "tensorrt", "--device", "cuda"], ["--device only goes with --to aotinductor"]),
-        (["--to", "aotinductor", "--weights", "float16"], ["--weights only goes with --to onnx", "--precision"]),
+        (["--to", "aotinductor", "--weights", "float16"], ["--weights only goes with --to onnx"]),
         (["--to", "onx"], ["onx", "'onnx'"]),
         (["--weights", "float6"], ["float6", "'float16'"]),
         (["--method", "mctformer-v2"], ["--method", "--official"]),
