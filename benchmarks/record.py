@@ -22,6 +22,8 @@ PACKAGES = (
     "pydensecrf2",
     "torch",
     "timm",
+    "tensorrt",
+    "pycuda",
 )
 
 

@@ -481,9 +481,10 @@ def test_the_command_line_builds_and_then_labels(
     assert engine.infer(images(2, 64, 64)).maps.shape == (2, 3, 8, 8)
 
 
-def test_products_are_a_model_with_a_fixed_side(trt11: Any) -> None:
+def test_products_are_a_model_with_a_fixed_side(trt11: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from wsss_rt.benchmark.product_model import ROWS, SIDE, product_model
 
+    monkeypatch.setattr("wsss_rt.benchmark.product_model.CHAIN", 1)
     data = product_model()
     with Gpu().active():
         plan = build_plan(

@@ -94,7 +94,8 @@ def test_an_official_checkpoint_becomes_an_artifact(tmp_path: Path, cli: Cli) ->
     ("arguments", "words"),
     [
         (["--to", "tensorrt"], ["is no exported model", "--out model.onnx"]),
-        (["--to", "aotinductor"], ["not built yet"]),
+        (["--to", "tensorrt", "--device", "cuda"], ["--device only goes with --to aotinductor"]),
+        (["--to", "aotinductor", "--weights", "float16"], ["--weights only goes with --to onnx"]),
         (["--to", "onx"], ["onx", "'onnx'"]),
         (["--weights", "float6"], ["float6", "'float16'"]),
         (["--method", "mctformer-v2"], ["--method", "--official"]),

@@ -224,7 +224,7 @@ class Lane:
 def _make_allocator(trt: Any, block: Block) -> Any:
     """An ``IOutputAllocator`` for an output whose shape is known only while it is computed."""
 
-    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+    class Allocator(trt.IOutputAllocator):
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
             self.shape: tuple[int, ...] = ()

@@ -52,7 +52,7 @@ def make_log(trt: Any) -> Any:
         A ``trt.ILogger`` with ``errors``, the last few texts, and ``words(default)``.
     """
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):
         def __init__(self) -> None:
             # the binding needs its own constructor called by name
             trt.ILogger.__init__(self)
