@@ -192,7 +192,11 @@ def _density(lattice: list[Tensor]) -> Tensor:
     vertices, weights = lattice[:2]
     ones = torch.ones((weights.shape[1], 4), dtype=torch.float32, device=weights.device)
     grid = _Filter(lattice, 1).blurred(ones)[:, 0]
-    return (grid[vertices.long()] * weights).sum(dim=0)
+    total = torch.zeros_like(weights[0])
+    # not by sum(), whose order depends on the number of pixels
+    for corner, weight in zip(vertices, weights, strict=True):
+        total += grid[corner.long()] * weight
+    return total
 
 
 def density(lattice: Lattice) -> Tensor:
