@@ -6,6 +6,8 @@ to run. Values lie as rows of a vertex or pixel, all classes side by side.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -187,8 +189,8 @@ class _Filter:
         )  # fmt: skip
 
 
-@torch.library.triton_op("wsss_rt::lattice_density", mutates_args=())
-def _density(lattice: list[Tensor]) -> Tensor:
+def launch_density(lattice: list[Tensor]) -> Tensor:
+    """The filter of ones, (P,); a lattice as the list of its tensors."""
     vertices, weights = lattice[:2]
     ones = torch.ones((weights.shape[1], 4), dtype=torch.float32, device=weights.device)
     grid = _Filter(lattice, 1).blurred(ones)[:, 0]
@@ -199,16 +201,8 @@ def _density(lattice: list[Tensor]) -> Tensor:
     return total
 
 
-def density(lattice: Lattice) -> Tensor:
-    """The filter of ones, (P,) float32."""
-    found: Tensor = _density(list(lattice))
-    return found
-
-
-@torch.library.triton_op("wsss_rt::mean_field", mutates_args=())
-def _mean_field(
-    log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: int, stop: float
-) -> Tensor:
+def launch(log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: int, stop: float) -> Tensor:
+    """Marginals (C, P), as the reference's; a lattice as the list of its tensors."""
     if not iterations:
         return log_p.softmax(dim=0)
     classes, pixels = log_p.shape
@@ -247,6 +241,16 @@ def _mean_field(
     return out
 
 
+_density = torch.library.triton_op("wsss_rt::lattice_density", launch_density, mutates_args=())
+_mean_field = torch.library.triton_op("wsss_rt::mean_field", launch, mutates_args=())
+
+
+def density(lattice: Lattice) -> Tensor:
+    """The filter of ones, (P,) float32."""
+    found: Tensor = _density(list(lattice))
+    return found
+
+
 def mean_field(log_p: Tensor, lattice: Lattice, sizes: list[int], iterations: int, stop: float) -> Tensor:
     """As the reference; the end of every image is found on the device."""
     found: Tensor = _mean_field(log_p, list(lattice), sizes, iterations, stop)
@@ -262,3 +266,27 @@ def _(lattice: list[Tensor]) -> Tensor:
 @_mean_field.register_fake
 def _(log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: int, stop: float) -> Tensor:
     return torch.empty_like(log_p)
+
+
+def _example(classes: int, stop: float = 0.0) -> Callable[[], Tensor]:
+    """Sixteen photographs of 500x375 px with a vertex for every fifteen corners."""
+    pixels, corners = 16 * 375 * 500, 9
+    vertices = pixels * corners // 15
+    shapes = ((corners, pixels), (corners, pixels), (6, 2, vertices), (corners * pixels,), (vertices * 2,))
+
+    def call() -> Tensor:
+        parts = [torch.empty(shape, dtype=torch.int32, device="meta") for shape in (*shapes, (vertices + 1,))]
+        parts[1] = parts[1].float()
+        return launch(torch.empty((classes, pixels), device="meta"), parts, [375 * 500] * 16, 2, stop)
+
+    return call
+
+
+#: Calls as they come, for a compiler without a GPU.
+EXAMPLES: dict[str, Callable[[], Tensor]] = {
+    "background and a class": _example(2),
+    "six classes, early stop": _example(6, 0.01),
+    "21 classes": _example(21),
+    "21 classes, early stop": _example(21, 0.01),
+    "200 classes": _example(200),
+}
