@@ -178,9 +178,10 @@ class _Filter:
 
     def _sum(self, values: Tensor, begins: Tensor, sums: Tensor, *, splat: bool) -> None:
         lattice = self.lattice
-        # a vertex has one piece as a rule
-        take = min(16 if splat else 2, max(1, _TILE // self.lanes))
-        rows = max(1, _TILE // (self.lanes * take))
+        # a vertex has one piece as a rule; indirect loads need registers of their own
+        tile, most = (_TILE // 2, 16) if splat else (_TILE, 2)
+        take = min(most, max(1, tile // self.lanes))
+        rows = max(1, tile // (self.lanes * take))
         wrap_triton(_sum_ranges)[(triton.cdiv(len(sums), rows),)](
             values, lattice.weights, lattice.corners, begins, sums, self.running,
             len(sums), lattice.weights.shape[1], self.groups,
