@@ -192,16 +192,14 @@ def _connected(images: Sequence[Tensor], deviations: tuple[float, ...], dtype: t
     """The lattice of several images in position, or in position and colour, with weights of this type."""
     heights, widths = ([image.shape[axis] for image in images] for axis in (0, 1))
     names = name_vertices(max(heights), max(widths), deviations, len(images))
-    places = {size: _positions(*size, images[0].device) for size in zip(heights, widths, strict=True)}
-    features = [
-        torch.cat(axis) for axis in zip(*(places[tuple(image.shape[:2])] for image in images), strict=True)
-    ]
+    each = list(zip(heights, widths, strict=True))
+    places = {size: _positions(*size, images[0].device) for size in dict.fromkeys(each)}
+    features = [torch.cat(axis) for axis in zip(*(places[size] for size in each), strict=True)]
     if len(deviations) > 2:
         features += torch.cat([image.reshape(-1, 3) for image in images]).T.float().unbind(0)
     found, weights = embed(features, names)
-    sizes = [height * width for height, width in zip(heights, widths, strict=True)]
-    for index, part in enumerate(found.split(sizes, dim=1)):
-        part += index * names.count
+    for index, part in enumerate(found.split([height * width for height, width in each], dim=1)):
+        part += index * names.span
     return connect(found, weights.to(dtype), names)
 
 

@@ -51,14 +51,14 @@ class Names(NamedTuple):
         radix: of each coordinate.
         origin: name of the vertex at zero.
         steps: what is added to a name along each of the d + 1 axes.
-        count: names are in 0..count - 1.
+        span: names are in 0..span - 1.
     """
 
     scale: list[float]
     radix: list[int]
     origin: int
     steps: list[int]
-    count: int
+    span: int
 
 
 def name_vertices(height: int, width: int, deviations: Sequence[float], images: int = 1) -> Names:
