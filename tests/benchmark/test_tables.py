@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import pytest
-
-
-@pytest.fixture
-def tables(root_dir: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", root_dir / "benchmarks" / "tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def side(rate: float, ratio: float, **pixels: float) -> dict[str, Any]:
