@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from wsss_rt.io.sources import SourceImage
     from wsss_rt.tags import TagTable
 
-# on a CPU an image and its mirror image already fill the cores
-AUTO_BATCH = 1
-
 
 class Labeler:
     """Turns images into masks with one model.
@@ -150,9 +147,14 @@ class Labeler:
             sources,
             Stages(before=self._admit, middle=self._stages.infer, after=self._stages.finish),
             workers=self.options.threads or max(2, default_threads()),
-            batch=self.options.batch or AUTO_BATCH,
+            batch=self.options.batch or self._auto_batch(),
             stop=stop,
         )
+
+    def _auto_batch(self) -> int:
+        """Images that fill the engine; an image and its mirror image are two for it."""
+        lanes: int = getattr(self.engine, "lanes", 1)
+        return max(1, lanes // (2 if self.options.flip else 1))
 
     def _admit(self, source: SourceImage) -> Work:
         result = Result(source.relative, self.classes, path=str(source.path), mask_name=source.mask)
