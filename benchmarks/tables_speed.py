@@ -9,7 +9,16 @@ from table_text import machine_line, markdown, percent, percent_exact
 
 def pipeline(result: dict[str, Any]) -> str:
     """The whole labeller beside the peer, and the model alone beside plain products."""
-    head = ["", "images/s", "times the peer", "pixels equal, %", "worst image, %", "model, ms", "CRF, ms"]
+    head = [
+        "",
+        "images/s",
+        "times the peer",
+        "processor, ms an image",
+        "pixels equal, %",
+        "worst image, %",
+        "model, ms",
+        "CRF, ms",
+    ]
     names = {
         "float32": "`wsss-rt label`, float32",
         "bfloat16": "`wsss-rt label`, bfloat16",
@@ -27,6 +36,7 @@ def pipeline(result: dict[str, Any]) -> str:
                 text,
                 f"{found['images_per_second']:.2f}",
                 f"{found['ratio_median']:.1f}",
+                f"{found['processor_ms']:.0f}",
                 *("–" if value is None else percent_exact(value) for value in equal),
                 *(f"{found['stages_ms'][stage]:.0f}" for stage in ("infer", "refine")),
             ]

@@ -49,7 +49,7 @@ class DeviceLocalization:
         table = localize.normalisation_table(engine.card.input.mean, engine.card.input.std)
         self._maps = DeviceMaps(engine.run_tensors, engine.device, table)
         self._refine = None if refiner is None else device_refiner(refiner, self._maps)
-        self.batch = auto_batch(engine)
+        self.batch = auto_batch(engine, flip=bool(options.flip))
 
     def prepare(self, image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """See :meth:`wsss_rt.localization.Localization.prepare`."""

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from wsss_rt.options import LabelOptions
     from wsss_rt.refine import Refiner
 
-# on a CPU an image and its mirror image already fill the cores
-AUTO_BATCH = 1
 # enough to fill a GPU with photographs, of which those of one shape share a call; not measured yet
 AUTO_BATCH_GPU = 16
 
@@ -136,9 +134,13 @@ def open_localization(engine: Engine, options: LabelOptions, refiner: Refiner | 
     return DeviceLocalization(cast("TensorEngine", engine), options, refiner)
 
 
-def auto_batch(engine: Engine) -> int:
+def auto_batch(engine: Engine, *, flip: bool) -> int:
     """Images of a batch where the user does not say; engines make smaller ones where memory is small."""
-    return AUTO_BATCH if engine.device == "cpu" else AUTO_BATCH_GPU
+    if engine.device != "cpu":
+        return AUTO_BATCH_GPU
+    # an image and its mirror image are two for an engine that runs several at once, and fill the others' cores
+    lanes: int = getattr(engine, "lanes", 1)
+    return max(1, lanes // (2 if flip else 1))
 
 
 class HostLocalization:
@@ -148,7 +150,7 @@ class HostLocalization:
 
     def __init__(self, engine: Engine, options: LabelOptions, refiner: Refiner | None) -> None:
         self._engine, self._options, self._refiner = engine, options, refiner
-        self.batch = auto_batch(engine)
+        self.batch = auto_batch(engine, flip=bool(options.flip))
 
     def prepare(self, image: NDArray[np.uint8]) -> list[localize.Pass]:
         """See :meth:`Localization.prepare`."""

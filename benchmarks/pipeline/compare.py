@@ -63,13 +63,14 @@ def summary(rows: Sequence[Mapping[str, Any]], side: str, peer: str = PEER) -> d
     """Images per second of one side, how many times the peer's in the same turns, and equal pixels.
 
     Args:
-        rows: one per turn: ``images``, ``seconds`` by side, ``equal`` by side, a list of shares, and
-            ``stages`` by side, milliseconds of each photograph.
+        rows: one per turn: ``images``; ``seconds`` and ``processor_seconds`` by side; ``equal`` by side, a
+            list of shares; and ``stages`` by side, milliseconds of each photograph.
         side: name of the side.
         peer: name of the peer.
     """
     images = sum(row["images"] for row in rows)
     own, other = (sum(row["seconds"][name] for row in rows) for name in (side, peer))
+    worked, of_peer = (sum(row["processor_seconds"][name] for row in rows) for name in (side, peer))
     ratios = [row["seconds"][peer] / row["seconds"][side] for row in rows]
     found = {
         "images": images,
@@ -77,6 +78,8 @@ def summary(rows: Sequence[Mapping[str, Any]], side: str, peer: str = PEER) -> d
         "ratio": other / own,
         "ratio_median": median(ratios),
         "ratio_least": min(ratios),
+        "processor_ms": 1e3 * worked / images,
+        "processor_ratio": of_peer / worked,
         "stages_ms": _stages([entry for row in rows for entry in row["stages"][side]]),
     }
     if side != peer:
@@ -140,6 +143,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     rows, model = measure(chosen, options.tags, work, state)
     names = list(rows[0]["seconds"])
+    kept = ("images", "first", "seconds", "processor_seconds", "equal")
     result = {
         "photographs": len(chosen),
         "sizes": sorted({tuple(size) for row in rows for size in row["sizes"]}),
@@ -151,7 +155,7 @@ def main() -> None:
         },
         "sides": {name: summary(rows, name) for name in names},
         "model_stage": model,
-        "turns": [{key: row[key] for key in ("images", "seconds", "equal", "first")} for row in rows],
+        "turns": [{key: row[key] for key in kept} for row in rows],
         "load_before": round(load, 2),
     }
     print(json.dumps({"sides": result["sides"], "model_stage": model}, indent=1))
@@ -216,6 +220,7 @@ def measure(
             "images": len(turn),
             "first": order[0],
             "seconds": {name: done[name].seconds for name in sides},
+            "processor_seconds": {name: done[name].processor_seconds for name in sides},
             "stages": {name: done[name].stages for name in sides},
             **_agreement(turn, out, [name for name in sides if name != PEER]),
         }

@@ -23,10 +23,13 @@ class Turn:
 
     Attributes:
         seconds: wall time of all of them.
+        processor_seconds: that all threads of this process worked meanwhile; a neighbour's load, which
+            stretches wall time, changes it little.
         stages: milliseconds of every photograph, by stage.
     """
 
     seconds: float
+    processor_seconds: float
     stages: list[dict[str, float]]
 
 
@@ -54,11 +57,13 @@ class OurSide:
             options=replace(self.options, precision=self.engine.precision),
             resume=False,
         )
+        worked = time.process_time()
         done = label_folder(job, engine=self.engine)
+        worked = time.process_time() - worked
         if done.labelled != len(photographs):
             raise SystemExit(f"labelled {done.labelled} of {len(photographs)}: {dict(done.errors)}")
         records = Manifest(out / MANIFEST_NAME).load()
-        return Turn(done.wall_seconds, [dict(record["timings"]) for record in records])
+        return Turn(done.wall_seconds, worked, [dict(record["timings"]) for record in records])
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,12 @@ class PeerSide:
 
         masks = out / "masks"
         masks.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         stages = [
             label(self.peer, path, present, masks / f"{path.stem}.png", self.background)
             for path, present in photographs
         ]
-        return Turn(time.perf_counter() - started, stages)
+        return Turn(time.perf_counter() - started, time.process_time() - worked, stages)
 
 
 Side = OurSide | PeerSide

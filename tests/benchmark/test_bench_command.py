@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -37,7 +38,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 OPTIONS = ("color.onnx", "--images", "photos", "--seconds", "0.01", "--precision", "float32")
 
 
-def test_a_bench_measures_model_and_pipeline_and_can_be_held_against_itself(cli: Cli, tmp_path: Path) -> None:
+def test_a_bench_measures_model_and_pipeline_and_can_be_held_against_itself(
+    cli: Cli, tmp_path: Path, tables: ModuleType
+) -> None:
     ended = cli("bench", *OPTIONS, "--batch", "1,2", "--size", "64x96", "--json", "now.json")
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / "now.json").read_text())
@@ -65,6 +68,9 @@ def test_a_bench_measures_model_and_pipeline_and_can_be_held_against_itself(cli:
             assert row["bottleneck"]["stage"] in stages and max(row["bottleneck"]["busy"].values()) > 0
     assert found["copy_bytes_per_second"] > 1e8 and found["versions"]["onnxruntime"]
     assert f"{row['key']} waited most for" in " ".join(ended.out.split())
+    assert found["elapsed_seconds"] > 0 and "In short: " in ended.out
+    # what the README shows of it
+    assert all(f"| {name} |" in tables.bench(found) for name in FLOAT)
     assert "masks equal %" in ended.out and "images/s" in ended.out and "100.000" in ended.out
     # the same report holds against itself; a faster past fails the command, after the tables
     row = found["rows"][0]

@@ -30,12 +30,14 @@ def test_the_ratio_is_of_times_in_the_same_turns(root_dir: Path, monkeypatch: py
         {
             "images": 2,
             "seconds": {"float32": 2.0, "peer": 5.0},
+            "processor_seconds": {"float32": 3.0, "peer": 9.0},
             "equal": {"float32": [1.0, 0.99]},
             "stages": {"float32": [{"infer": 3.0}, {"infer": 5.0, "refine": 4.0}], "peer": [{}, {}]},
         },
         {
             "images": 1,
             "seconds": {"float32": 2.0, "peer": 3.0},
+            "processor_seconds": {"float32": 1.0, "peer": 5.0},
             "equal": {"float32": [0.98]},
             "stages": {"float32": [{"infer": 4.0, "refine": 2.0}], "peer": [{}]},
         },
@@ -43,6 +45,7 @@ def test_the_ratio_is_of_times_in_the_same_turns(root_dir: Path, monkeypatch: py
     found = compare.summary(rows, "float32")
     assert found["images"] == 3 and found["ratio"] == 2.0
     assert found["images_per_second"] == 0.75
+    assert found["processor_ratio"] == 3.5 and found["processor_ms"] == pytest.approx(4000 / 3)
     assert found["ratio_median"] == 2.0 and found["ratio_least"] == 1.5
     assert found["pixels_equal_mean"] == pytest.approx(0.99) and found["pixels_equal_least"] == 0.98
     assert found["stages_ms"] == {"infer": 4.0, "refine": 2.0}

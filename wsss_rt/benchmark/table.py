@@ -178,7 +178,7 @@ def _show_model(report: Report) -> None:
         f"An image takes {sizes}: two FLOP for each multiply-accumulate of matrix products and convolutions",
         "(norms, softmax and the like are not counted), and each of their operands and results once.",
         "products: the GFLOP/s of the first table. copy: a copy of memory moves",
-        f" {report.copy_rate / 1e9:.1f} GB/s here; what stays in caches is faster.",
+        f"{report.copy_rate / 1e9:.1f} GB/s here; what stays in caches is faster.",
     )
 
 

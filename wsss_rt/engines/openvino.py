@@ -5,7 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from wsss_rt.engines.runtime import LibraryEngine, load_error, running_precision
+from wsss_rt.engines.runtime import (
+    LibraryEngine,
+    check_images,
+    engine_error,
+    load_error,
+    running_precision,
+)
 from wsss_rt.errors import WsssError
 
 if TYPE_CHECKING:
@@ -17,6 +23,9 @@ if TYPE_CHECKING:
 # kernels are kept for every input size ever seen, 3 MB a size with a small model, and an archive holds
 # hundreds of sizes; this many kernels still let the layers of one pass share theirs
 _BOUNDED = {"CPU_RUNTIME_CACHE_CAPACITY": "64"}
+# an image and its mirror image: each on its own half of the threads, which need not wait for each other after
+# every layer
+_LANES = 2
 
 
 @cache
@@ -35,11 +44,17 @@ def shared_core() -> Any:
 class OpenVinoEngine(LibraryEngine):
     """An artifact in OpenVINO's CPU plugin.
 
+    Images of a batch run beside each other, each alone in one of ``lanes`` streams with its share of the
+    threads, so that no bit of an image's result depends on what else is in its batch.
+
     Args:
         card: the model's card.
         model: the bytes that the card was read from.
         precision: ``float32`` or ``bfloat16``; of a quantised artifact, what is not int8 in it.
-        threads: processors for one image; by default all that the process may use.
+        threads: processors for all lanes; by default all that the process may use.
+
+    Attributes:
+        lanes: images that it runs at once.
 
     Raises:
         WsssError: the library refuses the model; code ``precision_unavailable`` where it would compute in
@@ -53,10 +68,11 @@ class OpenVinoEngine(LibraryEngine):
     ) -> None:
         super().__init__(card, threads)
         hint = "bf16" if precision == "bfloat16" else "f32"
+        self.lanes = min(_LANES, self._threads)
         config: dict[str, Any] = {
             # without this hint processors with AMX compute in bfloat16, and nobody is told
             "INFERENCE_PRECISION_HINT": hint,
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": self.lanes,
             "INFERENCE_NUM_THREADS": self._threads,
             # decoding runs beside inference, and a pinned thread waits for its processor while others idle
             "ENABLE_CPU_PINNING": False,
@@ -79,15 +95,56 @@ class OpenVinoEngine(LibraryEngine):
             if running != hint:
                 raise _unavailable(precision, f"on this processor it computes in {running}")
             self.precision = running_precision(card, precision)
-            self._loaded = compiled.create_infer_request()
+            self._loaded = [compiled.create_infer_request() for _ in range(self.lanes)]
         except RuntimeError as error:
             raise load_error(error, self.backend) from error
 
-    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""
         import numpy as np
 
-        results = self._loaded.infer({0: image}, share_inputs=True, share_outputs=False)
-        return tuple(np.array(results[name], dtype=np.float32) for name in self.card.outputs)
+        check_images(images, self.card.input.patch)
+        parts = []
+        for start in range(0, len(images), self.lanes):
+            try:
+                parts += self._run_beside(images[start : start + self.lanes])
+            except (RuntimeError, MemoryError, ValueError) as error:
+                raise engine_error(error, self.backend, images.shape) from error
+        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+    def _run_beside(self, images: NDArray[np.float32]) -> list[tuple[NDArray[np.float32], ...]]:
+        """Outputs of up to ``lanes`` images, each a batch of one."""
+        import numpy as np
+
+        # kept until all are done: the requests read them
+        inputs = [np.ascontiguousarray(images[index : index + 1]) for index in range(len(images))]
+        running = list(zip(self._loaded, inputs, strict=False))
+        started = []
+        try:
+            for request, image in running:
+                request.start_async({0: image}, share_inputs=True)
+                started.append(request)
+        finally:
+            # also after a failure, whose neighbour would be left reading what is freed here
+            failures = [error for request in started if (error := _failure_of(request)) is not None]
+        if failures:
+            raise failures[0]
+        return [
+            tuple(np.array(request.results[name], dtype=np.float32) for name in self.card.outputs)
+            for request, _ in running
+        ]
+
+    def _run_one(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        return self._run_beside(image)[0]
+
+
+def _failure_of(request: Any) -> RuntimeError | None:
+    """Wait for a request; what it failed with."""
+    try:
+        request.wait()
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def _unavailable(precision: str, why: str) -> WsssError:

@@ -33,6 +33,7 @@ class WindowedEngine:
         self.backend, self.device, self.precision = engine.backend, engine.device, engine.precision
         self.card = engine.card
         self.choice: dict[str, Any] = engine.choice
+        self.lanes: int = getattr(engine, "lanes", 1)
 
     def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""
