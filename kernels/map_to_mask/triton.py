@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -226,13 +229,16 @@ def map_planes(
     epsilon: float, peak: bool,
 ) -> Tensor:  # fmt: skip
     """The operator; (K, H, W) float32."""
-    taps = Taps(row, row_weight, column, column_weight)
+    return _launch_planes(tokens, Taps(row, row_weight, column, column_weight), size, epsilon, peak)
+
+
+def _launch_planes(tokens: Tensor, taps: Taps, size: list[int], epsilon: float, peak: bool) -> Tensor:
     low, high = _ranges(tokens, taps, size, peak)
     planes = torch.empty((tokens.shape[0], *size), device=tokens.device)
     if planes.numel():
         wrap_triton(_write_planes)[(len(planes) * _tiles(size),)](
-            tokens, *taps, low, high, planes, tokens.shape[1], *size, len(row), epsilon,
-            PEAK=peak, TAPS=row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+            tokens, *taps, low, high, planes, tokens.shape[1], *size, len(taps.row), epsilon,
+            PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
         )  # fmt: skip
     return planes
 
@@ -275,3 +281,33 @@ def _(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     mask = planes.new_empty(planes.shape[1:], dtype=torch.uint16 if wide else torch.uint8)
     return mask, planes.new_empty(1 + 2 * len(classes), dtype=torch.int64)
+
+
+def _example(taps: int, *, dense: bool = False) -> Callable[[], Any]:
+    """A photograph of 500 x 375 px with three classes, on the meta device."""
+
+    def call() -> None:
+        size, kinds = [375, 500], (torch.int32, torch.float32) * 2
+        sides = [torch.empty((1, size[at // 2], taps), dtype=kinds[at], device="meta") for at in range(4)]
+        tokens, given = torch.empty((3, 713), device="meta"), Taps(*sides)
+        classes = torch.empty(3, dtype=torch.int32, device="meta")
+        rule: dict[str, Any] = {"constant": 0.4, "band": [0.3, 0.5], "epsilon": 1e-8, "wide": False}
+        if dense:
+            planes = _launch_planes(tokens, given, size, 1e-8, peak=True)
+            sure = torch.empty(size, dtype=torch.uint8, device="meta")
+            _launch_decide(
+                planes, given, planes, planes, classes, planes[0], sure, size, peak=False, dense=True, **rule
+            )
+            return
+        low, high = _ranges(tokens, given, size, peak=False)
+        _launch_decide(tokens, given, low, high, classes, None, None, size, peak=False, dense=False, **rule)
+
+    return call
+
+
+#: Calls as ``label`` makes them, for compiling without a GPU.
+EXAMPLES: dict[str, Callable[[], Any]] = {
+    "bilinear": _example(2),
+    "bicubic": _example(4),
+    "planes, sure background": _example(2, dense=True),
+}
