@@ -18,6 +18,8 @@ from wsss_rt.kernels.map_to_mask.taps import Taps
 UNIT = 2.0**-30
 # pixels of a tile; the interpreter takes about as long for a small one as for a large one
 ROWS, COLS = (32, 64) if interpreting() else (8, 128)
+# four pixels a thread: with more, what competes for a pixel does not fit into registers
+WARPS = 8
 
 
 @triton.jit
@@ -184,7 +186,7 @@ def _ranges(tokens: Tensor, taps: Taps, size: list[int], peak: bool) -> tuple[Te
     if maps:
         wrap_triton(_find_range)[(maps * _tiles(size),)](
             tokens, *taps, low, high, tokens.shape[1], *size, len(taps.row),
-            PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+            PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=WARPS,
         )  # fmt: skip
     return low, high
 
@@ -204,7 +206,7 @@ def _launch_decide(
         source if background is None else background, classes if sure is None else sure, mask, sums,
         source.shape[1], count, *size, len(taps.row), epsilon, constant, *(band or [0.0, 0.0]), 1 / UNIT,
         DENSE=dense, PLANE=background is not None, SURE=sure is not None, BAND=bool(band),
-        IGNORE=65_535 if wide else 255, PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+        IGNORE=65_535 if wide else 255, PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=WARPS,
     )  # fmt: skip
     return mask, sums
 
@@ -238,7 +240,7 @@ def _launch_planes(tokens: Tensor, taps: Taps, size: list[int], epsilon: float, 
     if planes.numel():
         wrap_triton(_write_planes)[(len(planes) * _tiles(size),)](
             tokens, *taps, low, high, planes, tokens.shape[1], *size, len(taps.row), epsilon,
-            PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+            PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=WARPS,
         )  # fmt: skip
     return planes
 
