@@ -103,8 +103,8 @@ class DeviceMaps:
         inferred = []
         for index in range(len(images)):
             own = slice(index * rows, (index + 1) * rows)
-            scores, finite, maps = ([entry[kind][own] for entry in found] for kind in range(3))
-            inferred.append(Inferred(scores, finite, maps, began, ended, len(images)))
+            parts = ([entry[kind][own] for entry in found] for kind in range(3))
+            inferred.append(Inferred(*parts, began=began, ended=ended, images=len(images)))
         return inferred
 
     def settle(self, image: Inferred) -> tuple[list[NDArray[np.float32]], bool, float]:
