@@ -6,6 +6,8 @@ to run. Values lie as rows of a vertex or pixel, all classes side by side.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -176,9 +178,10 @@ class _Filter:
 
     def _sum(self, values: Tensor, begins: Tensor, sums: Tensor, *, splat: bool) -> None:
         lattice = self.lattice
-        # a vertex has one piece as a rule
-        take = min(16 if splat else 2, max(1, _TILE // self.lanes))
-        rows = max(1, _TILE // (self.lanes * take))
+        # a vertex has one piece as a rule; indirect loads need registers of their own
+        tile, most = (_TILE // 2, 16) if splat else (_TILE, 2)
+        take = min(most, max(1, tile // self.lanes))
+        rows = max(1, tile // (self.lanes * take))
         wrap_triton(_sum_ranges)[(triton.cdiv(len(sums), rows),)](
             values, lattice.weights, lattice.corners, begins, sums, self.running,
             len(sums), lattice.weights.shape[1], self.groups,
@@ -187,24 +190,20 @@ class _Filter:
         )  # fmt: skip
 
 
-@torch.library.triton_op("wsss_rt::lattice_density", mutates_args=())
-def _density(lattice: list[Tensor]) -> Tensor:
+def launch_density(lattice: list[Tensor]) -> Tensor:
+    """The filter of ones, (P,); a lattice as the list of its tensors."""
     vertices, weights = lattice[:2]
     ones = torch.ones((weights.shape[1], 4), dtype=torch.float32, device=weights.device)
     grid = _Filter(lattice, 1).blurred(ones)[:, 0]
-    return (grid[vertices.long()] * weights).sum(dim=0)
+    total = torch.zeros_like(weights[0])
+    # not by sum(), whose order depends on the number of pixels
+    for corner, weight in zip(vertices, weights, strict=True):
+        total += grid[corner.long()] * weight
+    return total
 
 
-def density(lattice: Lattice) -> Tensor:
-    """The filter of ones, (P,) float32."""
-    found: Tensor = _density(list(lattice))
-    return found
-
-
-@torch.library.triton_op("wsss_rt::mean_field", mutates_args=())
-def _mean_field(
-    log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: int, stop: float
-) -> Tensor:
+def launch(log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: int, stop: float) -> Tensor:
+    """Marginals (C, P), as the reference's; a lattice as the list of its tensors."""
     if not iterations:
         return log_p.softmax(dim=0)
     classes, pixels = log_p.shape
@@ -243,6 +242,16 @@ def _mean_field(
     return out
 
 
+_density = torch.library.triton_op("wsss_rt::lattice_density", launch_density, mutates_args=())
+_mean_field = torch.library.triton_op("wsss_rt::mean_field", launch, mutates_args=())
+
+
+def density(lattice: Lattice) -> Tensor:
+    """The filter of ones, (P,) float32."""
+    found: Tensor = _density(list(lattice))
+    return found
+
+
 def mean_field(log_p: Tensor, lattice: Lattice, sizes: list[int], iterations: int, stop: float) -> Tensor:
     """As the reference; the end of every image is found on the device."""
     found: Tensor = _mean_field(log_p, list(lattice), sizes, iterations, stop)
@@ -258,3 +267,27 @@ def _(lattice: list[Tensor]) -> Tensor:
 @_mean_field.register_fake
 def _(log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: int, stop: float) -> Tensor:
     return torch.empty_like(log_p)
+
+
+def _example(classes: int, stop: float = 0.0) -> Callable[[], Tensor]:
+    """Sixteen photographs of 500x375 px with a vertex for every fifteen corners."""
+    pixels, corners = 16 * 375 * 500, 9
+    vertices = pixels * corners // 15
+    shapes = ((corners, pixels), (corners, pixels), (6, 2, vertices), (corners * pixels,), (vertices * 2,))
+
+    def call() -> Tensor:
+        parts = [torch.empty(shape, dtype=torch.int32, device="meta") for shape in (*shapes, (vertices + 1,))]
+        parts[1] = parts[1].float()
+        return launch(torch.empty((classes, pixels), device="meta"), parts, [375 * 500] * 16, 2, stop)
+
+    return call
+
+
+#: Calls as they come, for a compiler without a GPU.
+EXAMPLES: dict[str, Callable[[], Tensor]] = {
+    "background and a class": _example(2),
+    "six classes, early stop": _example(6, 0.01),
+    "21 classes": _example(21),
+    "21 classes, early stop": _example(21, 0.01),
+    "200 classes": _example(200),
+}

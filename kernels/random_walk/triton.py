@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from wsss_rt.kernels._launch import wrap_triton
-from wsss_rt.kernels.random_walk.transitions import Transitions
+from wsss_rt.kernels.random_walk.transitions import Transitions, pair_offsets
 
 #: Cells up to which one program walks a plane to its end. A guess until a GPU has timed both forms: a step of
 #: one program takes as long as the plane is large, and that of a launch at least as long as a launch.
@@ -84,8 +86,8 @@ def launches(cells: int, steps: int) -> str:
     return f"walk of {steps}" if cells <= ALONE else f"{steps}x step"
 
 
-@torch.library.triton_op("wsss_rt::random_walk", mutates_args=())
-def _random_walk(values: Tensor, weights: Tensor, shifts: list[int], share: Tensor, steps: int) -> Tensor:
+def launch(values: Tensor, weights: Tensor, shifts: list[int], share: Tensor, steps: int) -> Tensor:
+    """Values (B, C, n) after some steps by transitions of these fields."""
     batch, classes, cells = values.shape
     front, back = (
         values.clone(memory_format=torch.contiguous_format),
@@ -110,6 +112,9 @@ def _random_walk(values: Tensor, weights: Tensor, shifts: list[int], share: Tens
     return front if not alone or steps % 2 else back
 
 
+_random_walk = torch.library.triton_op("wsss_rt::random_walk", launch, mutates_args=())
+
+
 def walk(values: Tensor, by: Transitions, steps: int) -> Tensor:
     """As the reference."""
     found: Tensor = _random_walk(values, by.weights, by.shifts, by.share, steps)
@@ -119,3 +124,23 @@ def walk(values: Tensor, by: Transitions, steps: int) -> Tensor:
 @_random_walk.register_fake
 def _(values: Tensor, weights: Tensor, shifts: list[int], share: Tensor, steps: int) -> Tensor:
     return torch.empty(values.shape, dtype=values.dtype, device=values.device)
+
+
+def _example(rows: int, columns: int, classes: int) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        cells, shifts = rows * columns, [dy * columns + dx for dy, dx in pair_offsets(5)]
+        values, weights, share = (
+            torch.empty(shape, device="meta")
+            for shape in ((4, classes, cells), (4, len(shifts), cells), (4, cells))
+        )
+        return launch(values, weights, shifts, share, 2)
+
+    return call
+
+
+#: Calls as they come, for a compiler without a GPU.
+EXAMPLES: dict[str, Callable[[], Tensor]] = {
+    "500x375 px": _example(47, 63, 3),
+    "1600x1200 px, background and a class": _example(150, 200, 2),
+    "1600x1200 px, 21 classes": _example(150, 200, 21),
+}
