@@ -125,6 +125,7 @@ def _open_engine(job: Job, plan: Plan, previous: Mapping[str, Any] | None, told:
         threads=job.options.threads,
         sample_shape=_typical_shape(plan),
         trial=len(plan.sources) >= WORTH_A_TRIAL,
+        gate=not job.options.skip_parity,
         images=lambda: images_to_label([source.path for source in plan.sources]),
         tell=told.message,
     )

@@ -199,4 +199,5 @@ def _open(model: str | Path | None, options: LabelOptions) -> Engine:
         device=options.device,
         precision=options.precision,
         threads=options.threads,
+        gate=not options.skip_parity,
     )

@@ -36,6 +36,7 @@ class LabelOptions:
             engine's outputs lie on a GPU.
         batch: images per call of the engine; 0 chooses.
         threads: processors to use; None takes all that the process may use.
+        skip_parity: use an engine without comparing it with float32 first.
         max_pixels: a larger image is refused before it is decoded.
         keep_image, keep_maps: leave them in the result.
 
@@ -59,6 +60,7 @@ class LabelOptions:
     localization: str = "auto"
     batch: int = 0
     threads: int | None = None
+    skip_parity: bool = False
     max_pixels: int = MAX_PIXELS
     keep_image: bool = False
     keep_maps: bool = False

@@ -132,7 +132,7 @@ def test_tags_from_folder_names(cli: Cli, model: Path) -> None:
         (["--ignore-band", "0.6"], "two numbers"),
         (["--scales", "1.0,x"], "numbers separated by commas"),
         (["--background", "1.5"], "0..1"),
-        (["--backend", "tensorflow"], "onnxruntime"),
+        (["--backend", "vulkan"], "onnxruntime"),
         (["--limit", "0"], "at least 1"),
         (["--batch", "many"], "auto"),
         (["--model", "scenez"], "scenez"),

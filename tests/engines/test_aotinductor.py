@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tests.cli.label_runs import Cli
 from wsss_rt.engines import Engine, open_engine
+from wsss_rt.engines.batch_limit import BatchLimit
 from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.labeler import Labeler
 from wsss_rt.model_card import read_card
@@ -288,3 +289,55 @@ def test_a_recording_that_fails_is_given_up_for_memory_and_for_nothing_else(
         with pytest.raises(RuntimeError):
             graphs(images)
         assert calls == ["call", "call", "record"]
+
+
+class FakeDevice:
+    """Stands for compiled code on a GPU: fails without a reason above a batch size, as compiled code does."""
+
+    def __init__(self, *, most: int) -> None:
+        self.most, self.batches, self.exhausted, self.lost = most, list[int](), 0, False
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        (images,) = inputs
+        self.batches.append(len(images))
+        if len(images) > self.most:
+            self.exhausted += 0 if self.lost else 1
+            raise RuntimeError("run_func_(...) API call failed at model_container_runner.cpp, line 137")
+        return [images.sum(dim=(2, 3)), images * 2]
+
+    def error(self, error: Exception, device: Any) -> Exception:
+        return RuntimeError("CUDA error: an illegal memory access was encountered") if self.lost else error
+
+
+@pytest.fixture
+def on_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[FakeDevice, Engine]:
+    device = FakeDevice(most=3)
+    monkeypatch.setattr(aotinductor, "_load", lambda *_, **__: device)
+    monkeypatch.setattr(aotinductor, "_exhausted", lambda _: device.exhausted)
+    monkeypatch.setattr(aotinductor, "_told_by_device", device.error)
+    engine = open_engine(write_package(tmp_path / "m.pt2", built_here()))
+    assert isinstance(engine, aotinductor.AotInductorEngine)
+    monkeypatch.setattr(engine, "_limit", BatchLimit())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    return device, engine
+
+
+def test_memory_that_ran_out_in_compiled_code_halves_batches_and_is_remembered(
+    on_device: tuple[FakeDevice, Engine],
+) -> None:
+    device, engine = on_device
+    images = noise(7, 3, 16, 16)
+    assert np.array_equal(engine.infer(images).maps, images * 2)
+    assert device.batches == [7, 3, 3, 1]
+    engine.infer(images)
+    assert device.batches[4:] == [3, 3, 1]
+    scores, maps = engine.run_tensors(torch.from_numpy(images))  # type: ignore[attr-defined]
+    assert maps.shape == (7, 3, 16, 16) and scores.shape == (7, 3)
+
+
+def test_a_lost_device_ends_the_run_at_once(on_device: tuple[FakeDevice, Engine]) -> None:
+    device, engine = on_device
+    device.lost = True
+    with pytest.raises(WsssError) as caught:
+        engine.infer(noise(8, 3, 16, 16))
+    assert caught.value.code == "device_lost" and device.batches == [8]

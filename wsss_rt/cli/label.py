@@ -151,6 +151,14 @@ def label(
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Processors to use. [default: all allowed]")
     ] = None,
+    skip_parity: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-parity",
+            help="Use an engine without comparing it with float32 first; run.json says so.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool | None,
         typer.Option("--resume/--no-resume", help="Go on with an earlier run. [default: resume]"),
@@ -222,6 +230,7 @@ def label(
         "precision": precision,
         "batch": batch,
         "threads": threads,
+        "skip-parity": skip_parity,
         "resume": resume,
         "dry-run": dry_run,
         "limit": limit,

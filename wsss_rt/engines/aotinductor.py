@@ -136,8 +136,6 @@ class AotInductorEngine(LibraryEngine):
             self._limit = BatchLimit(free=torch.cuda.empty_cache)
             if cuda_graphs:
                 self._graphs = _Graphs(self._call, exhausted=lambda: _exhausted(self.torch_device))
-        else:
-            torch.set_num_threads(self._threads)
         self._loaded = _load(package, self.torch_device, single=self._graphs is not None)
         self.choice["built_for"] = {"name": built_for.name, "torch": built_for.torch}
         self.choice["kernels"] = "triton" if built_for.kernels else "none"
@@ -193,6 +191,9 @@ class AotInductorEngine(LibraryEngine):
 
     def _guarded(self, images: Tensor) -> tuple[Tensor, ...]:
         before = _exhausted(self.torch_device)
+        if self._limit is None and torch.get_num_threads() != self._threads:
+            # each thread that calls has a count of its own
+            torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode(), _exact(self.precision):
                 return self._call(images) if self._graphs is None else self._graphs(images)

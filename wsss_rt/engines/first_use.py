@@ -90,7 +90,7 @@ def gate(
         raise WsssError(
             f"{engine.backend} in {engine.precision} does not do what the model does here",
             why=str(found.get("summary", "")),
-            fix="drop --precision, or choose another --backend",
+            fix="drop --precision, choose another --backend, or accept the difference with --skip-parity",
             code="parity_failed",
         )
 

@@ -148,7 +148,9 @@ def _open(request: Request, name: str) -> Engine:
         "build": time.perf_counter() - imported,
     }
     engine.choice["seconds"] = {stage: round(value, 4) for stage, value in spent.items()}
-    if request.gate and not first_use.was_gated(engine):
+    if not request.gate and not first_use.was_gated(engine):
+        engine.choice["parity"] = "skipped"
+    elif not first_use.was_gated(engine):
         first_use.gate(engine, request.reference, request.images, cache=request.cache, tell=request.tell)
     request.opened[name] = engine
     return engine

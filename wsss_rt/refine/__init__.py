@@ -54,6 +54,7 @@ def _open_walk(options: LabelOptions) -> Refiner:
         device=options.device,
         precision=options.precision,
         threads=options.threads,
+        gate=not options.skip_parity,
     )
 
 

@@ -32,7 +32,7 @@ class WalkRefiner:
     Args:
         affinity: file of an artifact of kind ``affinity``.
         params: of the walk.
-        backend, device, precision, threads: as ``open_engine`` takes them.
+        backend, device, precision, threads, gate: as ``open_engine`` takes them.
 
     Raises:
         UsageError: no affinity model is named, or the radius is larger than its own.
@@ -48,6 +48,7 @@ class WalkRefiner:
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        gate: bool = True,
     ) -> None:
         if affinity is None:
             raise UsageError(
@@ -68,6 +69,7 @@ class WalkRefiner:
         if self.params.radius > reach:
             raise UsageError(f"walk-radius {self.params.radius} is more than {reach}, that of {self.path}")
         self._backend, self._device, self._precision, self._threads = backend, device, precision, threads
+        self._gate = gate
         self._engine: Engine | None = None
         self._lock = threading.Lock()
 
@@ -134,6 +136,7 @@ class WalkRefiner:
                 precision=self._precision,
                 threads=self._threads,
                 trial=False,
+                gate=self._gate,
             )
         return self._engine
 
