@@ -90,21 +90,23 @@ class DeviceMaps:
         """
         while len(self._running) >= AHEAD:
             self._running.popleft().wait()
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         with self.streams.work():
             began = self.streams.mark()
             for parts in zip(*images, strict=True):
                 scores, maps = self._run(self._tensor(np.stack(parts), flip))
                 finite = torch.isfinite(maps).flatten(1).all(dim=1)
-                found.append((self.streams.download(scores.float()), self.streams.download(finite), maps))
+                kept = self.streams.download(scores.float()), self.streams.download(finite), maps
+                for kind, tensor in zip(found, kept, strict=True):
+                    kind.append(tensor)
             ended = self.streams.mark()
         self._running.append(ended)
         rows = 1 + flip
         inferred = []
         for index in range(len(images)):
             own = slice(index * rows, (index + 1) * rows)
-            scores, finite, maps = ([entry[kind][own] for entry in found] for kind in range(3))
-            inferred.append(Inferred(scores, finite, maps, began, ended, len(images)))
+            rows_of = [[tensor[own] for tensor in kind] for kind in found]
+            inferred.append(Inferred(rows_of[0], rows_of[1], rows_of[2], began, ended, len(images)))
         return inferred
 
     def settle(self, image: Inferred) -> tuple[list[NDArray[np.float32]], bool, float]:

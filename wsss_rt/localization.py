@@ -138,7 +138,7 @@ def auto_batch(engine: Engine, *, flip: bool) -> int:
     """Images of a batch where the user does not say; engines make smaller ones where memory is small."""
     if engine.device != "cpu":
         return AUTO_BATCH_GPU
-    # an image and its mirror image are two for an engine that runs several at once, and fill the others' cores
+    # an image and its mirror image are two for an engine that runs several at once; others they fill
     lanes: int = getattr(engine, "lanes", 1)
     return max(1, lanes // (2 if flip else 1))
 

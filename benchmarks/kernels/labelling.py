@@ -1,23 +1,25 @@
 """`wsss-rt label` with maps that stay on the GPU, beside the published pipeline on the same card; one call.
 
     python benchmarks/kernels/labelling.py --images VOC/JPEGImages --tags VOC/labels.csv \\
-        [--count 512] [--peer-count 16] [--precision bfloat16] [--name labelling-gpu]
+        [--count 256] [--peer-count 8] [--precision bfloat16] [--minutes 5] [--name labelling-gpu]
 
 MCTformer-V2 on DeiT-S, 20 classes, K = 3, seeded weights; native size, scale 1 and mirror image, tags given.
 The peer is ``benchmarks/pipeline/peer.py``'s model in eager float32 on the card, an image at a time, its maps
 upsampled and merged there, then pydensecrf2 on the host. The labeller runs an AOTInductor package, and is
 measured with the CRF and without, with kernels and without, and with maps that come to the host. Turns
-alternate, so that a neighbour's load falls on all; the first turn of each side does not count.
+alternate, so that a neighbour's load falls on all; the first turn of each side does not count. The result is
+written after every turn, and no turn begins after ``--minutes``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +126,8 @@ def measure(
     *,
     peer_count: int,
     turns: int = TURNS,
-) -> dict[str, Any]:
+    until: float = math.inf,
+) -> Iterator[dict[str, Any]]:
     """All sides in turns.
 
     Args:
@@ -135,16 +138,19 @@ def measure(
             its own: with the CRF or without.
         work: folder for masks.
         peer_count: photographs of a peer's turn, the first ones.
-        turns: that count.
+        turns: that count, at most.
+        until: no turn but the first that counts begins after this moment of ``time.monotonic``.
 
-    Returns:
-        Per side its images per second, and per way the ratio to its peer, the share of equal pixels and what
-        the last turn's run.json says of its stages.
+    Yields:
+        After each turn that counts: per side its images per second, and per way the ratio to its peer, the
+        share of equal pixels and what run.json says of the turn's stages.
     """
     seconds: dict[str, float] = dict.fromkeys((*ways, *peers), 0.0)
     told: dict[str, dict[str, Any]] = {}
     few = list(photos)[:peer_count]
     for turn in range(turns + 1):
+        if turn > 1 and time.monotonic() > until:
+            return
         for name, way in ways.items():
             told[name] = label(way, photos, work / _slug(name) / str(turn))
             seconds[name] += told[name]["seconds"] if turn else 0.0
@@ -155,11 +161,25 @@ def measure(
             for photo in few:
                 one(photo, folder / f"{photo[0].stem}.png")
             seconds[name] += time.perf_counter() - began if turn else 0.0
-    rates = {name: turns * len(photos if name in ways else few) / spent for name, spent in seconds.items()}
+        if turn:
+            counts = {name: turn * len(photos if name in ways else few) for name in seconds}
+            rates = {name: counts[name] / spent for name, spent in seconds.items()}
+            yield _rows(rates, ways, peers, told, work, few, turn)
+
+
+def _rows(
+    rates: Mapping[str, float],
+    ways: Iterable[str],
+    peers: Iterable[str],
+    told: Mapping[str, Mapping[str, Any]],
+    work: Path,
+    few: Sequence[Photo],
+    turn: int,
+) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"images_per_second": rates[name]} for name in peers}
     for name in ways:
         against = next(peer for peer in peers if ("crf" in peer) == ("crf" in name))
-        last = work / _slug(name) / str(turns) / "masks"
+        last = work / _slug(name) / str(turn) / "masks"
         equal = [_equal(last, work / _slug(against), photo) for photo in few]
         found[name] = {
             "images_per_second": rates[name],
@@ -215,13 +235,15 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--tags", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=512)
-    parser.add_argument("--peer-count", type=int, default=16)
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--peer-count", type=int, default=8)
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--name", default="labelling-gpu")
     options = parser.parse_args()
+    until = time.monotonic() + 60 * options.minutes
     if not torch.cuda.is_available():
         sys.exit("no GPU; the parts that need none are tested in tests/kernels/test_labelling_script.py")
     from benchmarks.pipeline.compare import SCALE, seeded_state, tagged
@@ -246,18 +268,6 @@ def main() -> None:
     )
     background = base.resolved(engine.card).background or 0.0
     peer = Peer({name: value.cuda() for name, value in state.items()})
-    result = measure(
-        photos,
-        sides(base),
-        labeller(engine, package, options.tags),
-        {
-            "peer, crf": lambda photo, out: label_by_peer(peer, photo, out, background, crf=True),
-            "peer": lambda photo, out: label_by_peer(peer, photo, out, background, crf=False),
-        },
-        work / "masks",
-        peer_count=options.peer_count,
-    )
-    print(json.dumps(result, indent=1))
     content = {
         "device": torch.cuda.get_device_name(),
         "photographs": len(photos),
@@ -265,9 +275,24 @@ def main() -> None:
         "model": {"method": "mctformer-v2", "backbone": "deit_small_patch16_224", "scale": SCALE},
         "precision": engine.precision,
         "aim": AIM,
-        "sides": result,
     }
-    print(f"wrote {write_result(options.name, content)}")
+    for turn, rows in enumerate(
+        measure(
+            photos,
+            sides(base),
+            labeller(engine, package, options.tags),
+            {
+                "peer, crf": lambda photo, out: label_by_peer(peer, photo, out, background, crf=True),
+                "peer": lambda photo, out: label_by_peer(peer, photo, out, background, crf=False),
+            },
+            work / "masks",
+            peer_count=options.peer_count,
+            until=until,
+        )
+    ):
+        content |= {"turns": turn + 1, "sides": rows}
+        print(f"wrote {write_result(options.name, content)}", flush=True)
+    print(json.dumps(content["sides"], indent=1))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ masks are held to the share of pixels that differ from float64's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,40 +107,37 @@ def parity_of_all(device: str, *, small: bool) -> list[Verdict]:
     return found
 
 
-def time_map_to_mask(
-    tokens: tuple[int, int],
-    size: tuple[int, int],
-    count: int,
-    measured: Callable[[Callable[[], Any], int], Any],
-    repeat: int,
-) -> dict[str, Any]:
-    """One image: the kernels, plain PyTorch, and numpy on the host with the copy of the maps that it needs.
+def timings(repeat: int, ceiling: dict[str, float]) -> Iterator[tuple[str, Any]]:
+    """Photographs of several sizes: the kernels, plain PyTorch, and numpy with the copy of the maps it needs.
 
     Args:
-        tokens: (h, w) of the maps.
-        size: (H, W) of the image.
-        count: of the present classes.
-        measured: times a function, as ``gpu.py`` has it.
         repeat: runs.
+        ceiling: what the card reaches, as ``timing.ceilings`` gives it.
     """
-    maps, present = maps_of((tokens,), 20, device="cuda"), list(range(count))
+    from benchmarks.kernels.timing import measured, with_rates
 
-    def on_device(mode: str) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            merged, shapes = merge_grids(maps, present)
-            with use_kernels(mode):
-                return map_to_mask(merged, shapes, present, size, background=BACKGROUND)[0]
-
-        return run
-
-    row = {mode: measured(on_device(mode), repeat) for mode in ("triton", "reference")}
-    if isinstance(row["triton"], dict):
+    for tokens, size, count in PHOTOS:
+        maps, present = maps_of((tokens,), 20, device="cuda"), list(range(count))
+        row = {
+            mode: measured(partial(_on_device, mode, maps, present, size), repeat)
+            for mode in ("triton", "reference")
+        }
         # the mask is all that must be written; tokens are read once by each of two launches
         moved = size[0] * size[1] + 2 * 4 * count * tokens[0] * tokens[1]
-        row["triton"]["gbs"] = round(moved / row["triton"]["ms"] / 1e6, 2)
+        row["triton"] = with_rates(row["triton"], ceiling, moved=moved)
+        row["numpy, copy included"] = {"ms": round(_host_ms(maps, present, size), 4)}
+        yield f"{size[0]}x{size[1]}-K{count}", row
+
+
+def _on_device(mode: str, maps: list[Tensor], present: list[int], size: tuple[int, int]) -> Tensor:
+    tokens, grids = merge_grids(maps, present)
+    with use_kernels(mode):
+        return map_to_mask(tokens, grids, present, size, background=BACKGROUND)[0]
+
+
+def _host_ms(maps: list[Tensor], present: list[int], size: tuple[int, int], runs: int = 5) -> float:
     began = time.perf_counter()
-    for _ in range(5):
+    for _ in range(runs):
         planes = localize.merge_passes([part.cpu().numpy() for part in maps], present, size=size)
         localize.decide(planes, present, background=BACKGROUND)
-    row["numpy"] = {"ms": round(1e3 * (time.perf_counter() - began) / 5, 4)}
-    return row
+    return 1e3 * (time.perf_counter() - began) / runs

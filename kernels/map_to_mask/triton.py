@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +18,7 @@ from wsss_rt.kernels.map_to_mask.taps import Taps
 UNIT = 2.0**-30
 # pixels of a tile; the interpreter takes about as long for a small one as for a large one
 ROWS, COLS = (32, 64) if interpreting() else (8, 128)
+WARPS = 8
 
 
 @triton.jit
@@ -169,19 +173,25 @@ def _decide(
     tl.store(mask + pixels, value.to(mask.dtype.element_ty), mask=inside)
 
 
-def _tiles(size: list[int]) -> int:
-    return triton.cdiv(size[0], ROWS) * triton.cdiv(size[1], COLS)
+def _shape(taps: Taps) -> dict[str, int]:
+    """Constants of a launch: four pixels a thread, two of bicubic maps; more did not fit into registers."""
+    count = taps.row.shape[2]
+    return {"TAPS": count, "ROWS": ROWS if count == 2 else ROWS // 2, "COLS": COLS, "num_warps": WARPS}
+
+
+def _tiles(size: list[int], shape: dict[str, int]) -> int:
+    return triton.cdiv(size[0], shape["ROWS"]) * triton.cdiv(size[1], shape["COLS"])
 
 
 def _ranges(tokens: Tensor, taps: Taps, size: list[int], peak: bool) -> tuple[Tensor, Tensor]:
     """Smallest (0 for ``peak``) and largest value of every map, each (K,)."""
-    maps = tokens.shape[0]
+    maps, shape = tokens.shape[0], _shape(taps)
     low = torch.full((maps,), 0.0 if peak else float("inf"), device=tokens.device)
     high = torch.full((maps,), float("-inf"), device=tokens.device)
     if maps:
-        wrap_triton(_find_range)[(maps * _tiles(size),)](
+        wrap_triton(_find_range)[(maps * _tiles(size, shape),)](
             tokens, *taps, low, high, tokens.shape[1], *size, len(taps.row),
-            PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+            PEAK=peak, **shape,
         )  # fmt: skip
     return low, high
 
@@ -191,17 +201,17 @@ def _launch_decide(
     sure: Tensor | None, size: list[int], *, constant: float, band: list[float], epsilon: float, peak: bool,
     dense: bool, wide: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    count = len(classes)
+    count, shape = len(classes), _shape(taps)
     mask = torch.empty(size, dtype=torch.uint16 if wide else torch.uint8, device=source.device)
     sums = torch.zeros(1 + 2 * count, dtype=torch.int64, device=source.device)
     if not mask.numel():
         return mask, sums
-    wrap_triton(_decide)[(_tiles(size),)](
+    wrap_triton(_decide)[(_tiles(size, shape),)](
         source, *taps, low, high, classes,
         source if background is None else background, classes if sure is None else sure, mask, sums,
         source.shape[1], count, *size, len(taps.row), epsilon, constant, *(band or [0.0, 0.0]), 1 / UNIT,
         DENSE=dense, PLANE=background is not None, SURE=sure is not None, BAND=bool(band),
-        IGNORE=65_535 if wide else 255, PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+        IGNORE=65_535 if wide else 255, PEAK=peak, **shape,
     )  # fmt: skip
     return mask, sums
 
@@ -226,13 +236,16 @@ def map_planes(
     epsilon: float, peak: bool,
 ) -> Tensor:  # fmt: skip
     """The operator; (K, H, W) float32."""
-    taps = Taps(row, row_weight, column, column_weight)
+    return _launch_planes(tokens, Taps(row, row_weight, column, column_weight), size, epsilon, peak)
+
+
+def _launch_planes(tokens: Tensor, taps: Taps, size: list[int], epsilon: float, peak: bool) -> Tensor:
     low, high = _ranges(tokens, taps, size, peak)
-    planes = torch.empty((tokens.shape[0], *size), device=tokens.device)
+    planes, shape = torch.empty((tokens.shape[0], *size), device=tokens.device), _shape(taps)
     if planes.numel():
-        wrap_triton(_write_planes)[(len(planes) * _tiles(size),)](
-            tokens, *taps, low, high, planes, tokens.shape[1], *size, len(row), epsilon,
-            PEAK=peak, TAPS=row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+        wrap_triton(_write_planes)[(len(planes) * _tiles(size, shape),)](
+            tokens, *taps, low, high, planes, tokens.shape[1], *size, len(taps.row), epsilon,
+            PEAK=peak, **shape,
         )  # fmt: skip
     return planes
 
@@ -243,7 +256,7 @@ def planes_to_mask(
     band: list[float], wide: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The operator; ``planes`` (K, H, W) and ``background`` (H, W) float32, ``sure`` (H, W) uint8."""
-    nothing = planes.new_zeros((1, 1, 1))
+    nothing = planes.new_zeros((1, 1, 2))
     return _launch_decide(
         planes, Taps(nothing, nothing, nothing, nothing), planes, planes, classes, background, sure,
         list(planes.shape[1:]),
@@ -275,3 +288,33 @@ def _(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     mask = planes.new_empty(planes.shape[1:], dtype=torch.uint16 if wide else torch.uint8)
     return mask, planes.new_empty(1 + 2 * len(classes), dtype=torch.int64)
+
+
+def _example(taps: int, *, dense: bool = False) -> Callable[[], Any]:
+    """A photograph of 500 x 375 px with three classes, on the meta device."""
+
+    def call() -> None:
+        size, kinds = [375, 500], (torch.int32, torch.float32) * 2
+        sides = [torch.empty((1, size[at // 2], taps), dtype=kinds[at], device="meta") for at in range(4)]
+        tokens, given = torch.empty((3, 713), device="meta"), Taps(*sides)
+        classes = torch.empty(3, dtype=torch.int32, device="meta")
+        rule: dict[str, Any] = {"constant": 0.4, "band": [0.3, 0.5], "epsilon": 1e-8, "wide": False}
+        if dense:
+            planes = _launch_planes(tokens, given, size, 1e-8, peak=True)
+            sure = torch.empty(size, dtype=torch.uint8, device="meta")
+            _launch_decide(
+                planes, given, planes, planes, classes, planes[0], sure, size, peak=False, dense=True, **rule
+            )
+            return
+        low, high = _ranges(tokens, given, size, peak=False)
+        _launch_decide(tokens, given, low, high, classes, None, None, size, peak=False, dense=False, **rule)
+
+    return call
+
+
+#: Calls as ``label`` makes them, for compiling without a GPU.
+EXAMPLES: dict[str, Callable[[], Any]] = {
+    "bilinear": _example(2),
+    "bicubic": _example(4),
+    "planes, sure background": _example(2, dense=True),
+}

@@ -76,9 +76,9 @@ def test_turns_give_rates_ratios_and_equal_pixels(tmp_path: Path) -> None:
     def slow(photo: Photo, out: Path) -> None:
         reference.label(photo[0]).save(out)
 
-    found = measure(
+    (found,) = measure(
         photos, ways, labeller(engine, write_color_model(tmp_path / "m.onnx"), tags),
-        {"peer, crf": slow, "peer": slow}, tmp_path / "work", peer_count=2, turns=1,
+        {"peer, crf": slow, "peer": slow}, tmp_path / "work", peer_count=2, until=0.0,
     )  # fmt: skip
     assert set(found) == {*ways, "peer", "peer, crf"}
     for name in ways:
