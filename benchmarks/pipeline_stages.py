@@ -23,7 +23,7 @@ from wsss_rt.formats.png import read_mask
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "pipeline.png"
 SIDE, GAP, WHITE = 150, 6, 255
-COLUMNS = ("held-given", "held-crf", "held-walk", "segmenter")
+COLUMNS = ("held-given", "held-crf", "held-walk", "segvit")
 # tiles have few colours that matter: 64 of them halve the file
 COLOURS = 64
 

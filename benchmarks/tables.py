@@ -228,7 +228,9 @@ PIPELINE_ROWS = (
     ("+ walk", None, "held-walk", None),
     ("+ walk, then CRF", None, "held-walk+crf", None),
     ("pseudo-labels", "pseudo", "held-labels", "held-pseudo"),
-    ("segmenter, ONNX", None, None, "segmenter"),
+    ("segmenter `segvit`", None, None, "segvit"),
+    ("segmenter `segvit-shrunk`", None, None, "segvit-shrunk"),
+    ("segmenter `conv-head`", None, None, "conv-head"),
 )
 
 
@@ -238,13 +240,15 @@ def pipeline_stages(result: dict[str, Any]) -> str:
     miou = {**miou, "held-labels": miou[f"held-{settings['LABELS']}"]}
     head = ["after", "training scenes, tags given", "held out, tags given", "held out, no tags"]
     rows = [
-        [name, *("–" if key is None else percent(miou[key]) for key in keys)] for name, *keys in PIPELINE_ROWS
+        [name, *("–" if key is None else percent(miou[key]) for key in keys)]
+        for name, *keys in PIPELINE_ROWS
+        if all(key is None or key in miou for key in keys)
     ]
     note = (
         f"\nmIoU, %. {settings['TRAIN_SCENES']} training scenes (the localizer's masks and the affinity net: "
         f"the first {settings['AFFINITY_SCENES']}), {settings['HELD_OUT']} held out; a localizer of "
         f"{int(settings['LOCALIZER_IMAGES']):,} images, pseudo-labels by {settings['LABELS']}, "
-        f"{settings['STUDENT']} of {int(settings['STUDENT_IMAGES']):,} images. All stages: "
+        f"segmenters of {int(settings['STUDENT_IMAGES']):,} images. All stages: "
         f"{result['total']['processor'] / 60:.1f} minutes of one processor, "
         f"{result['total']['wall'] / 60:.1f} on the clock of a machine that other work kept busy. "
         f"{machine_line(result, 'torch', 'onnxruntime')}"
