@@ -19,7 +19,7 @@ work=${1:-runs/pipeline}
 : "${WALK:=--walk-alpha 8 --walk-steps 8}"
 : "${LABELS:=crf}"                # what refines the pseudo-labels: crf, walk or walk+crf
 : "${STUDENTS:=segvit}"           # segvit, segvit-shrunk, conv-head: one or several; more may be added later
-: "${STUDENT_IMAGES:=10000}"      # images that each sees; crops of 96 px, as labelling shows it at 128
+: "${STUDENT_IMAGES:=16000}"      # images that each sees; crops of 96 px, as labelling shows it at 128
 : "${STUDENT_OPTIONS:=--img-size 96 --set data.input_size=128 --set data.val_images=40}"
 : "${HELD_OUT:=150}"              # scenes that nothing learns from
 : "${SEED:=11}"                   # of the scenes; the held-out ones take the next
