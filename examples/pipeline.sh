@@ -18,8 +18,8 @@ work=${1:-runs/pipeline}
 : "${CRF:=--crf-alpha 8}"         # options of the CRF and of the walk; chosen on scenes of seed 990011
 : "${WALK:=--walk-alpha 8 --walk-steps 8}"
 : "${LABELS:=crf}"                # what refines the pseudo-labels: crf, walk or walk+crf
-: "${STUDENT:=segvit}"            # segvit, segvit-shrunk or conv-head
-: "${STUDENT_IMAGES:=16000}"      # images that it sees; crops of 96 px, as labelling shows it at 128
+: "${STUDENTS:=segvit}"           # segvit, segvit-shrunk, conv-head: one or several; more may be added later
+: "${STUDENT_IMAGES:=16000}"      # images that each sees; crops of 96 px, as labelling shows it at 128
 : "${STUDENT_OPTIONS:=--img-size 96 --set data.input_size=128 --set data.val_images=40}"
 : "${HELD_OUT:=150}"              # scenes that nothing learns from
 : "${SEED:=11}"                   # of the scenes; the held-out ones take the next
@@ -28,7 +28,7 @@ work=${1:-runs/pipeline}
 : "${PYTHON:=python3}"            # reads and writes JSON, with its standard library
 
 settings=$(for name in LOCALIZER LOCALIZER_IMAGES TRAIN_SCENES AFFINITY_SCENES AFFINITY_IMAGES \
-  CRF WALK LABELS STUDENT STUDENT_IMAGES STUDENT_OPTIONS HELD_OUT SEED; do echo "$name=${!name}"; done)
+  CRF WALK LABELS STUDENT_IMAGES STUDENT_OPTIONS HELD_OUT SEED; do echo "$name=${!name}"; done)
 mkdir -p "$work"/{stages,miou}
 if [ -f "$work/settings" ] && [ "$(cat "$work/settings")" != "$settings" ]; then
   echo "pipeline.sh: $work was begun with other settings; choose another folder, or repeat them:" >&2
@@ -123,18 +123,20 @@ done
 #    tags given they stand above.
 refinement "$LABELS"
 stage label-pseudo label pseudo "$learn" --tags "$learn/labels.csv" "${model[@]}" "${options[@]}"
-score pseudo "$learn" "pseudo-labels ($LABELS), tags given, training scenes: the segmenter's teachers"
+score pseudo "$learn" "pseudo-labels ($LABELS), tags given, training scenes: the segmenters' teachers"
 stage label-held-pseudo label held-pseudo "$held" "${model[@]}" "${options[@]}"
 score held-pseudo "$held" "pseudo-labels ($LABELS), tags predicted, held-out scenes"
 
-# 5. The segmenter learns from the pseudo-labels alone: it sees no tag, neither here nor later.
-stage segmenter train "$STUDENT" --data "$learn/JPEGImages" --masks "$work/masks/pseudo" --recipe segmenter-small \
-  "${backbone[@]}" $STUDENT_OPTIONS --images "$STUDENT_IMAGES" --out "$work/segmenter"
+for student in $STUDENTS; do
+  # 5. The segmenter learns from the pseudo-labels alone: it sees no tag, neither here nor later.
+  stage "$student" train "$student" --data "$learn/JPEGImages" --masks "$work/masks/pseudo" --recipe segmenter-small \
+    "${backbone[@]}" $STUDENT_OPTIONS --images "$STUDENT_IMAGES" --out "$work/$student"
 
-# 6. One file, which labels without PyTorch.
-stage segmenter-export export_run "$work/segmenter" "$work/segmenter.onnx"
-stage label-segmenter label segmenter "$held" --model "$work/segmenter.onnx"
-score segmenter "$held" "segmenter ($STUDENT), ONNX, no tags, held-out scenes"
+  # 6. One file, which labels without PyTorch.
+  stage "$student-export" export_run "$work/$student" "$work/$student.onnx"
+  stage "label-$student" label "$student" "$held" --model "$work/$student.onnx"
+  score "$student" "$held" "segmenter ($student), ONNX, no tags, held-out scenes"
+done
 
 $PYTHON - "$work" <<'PYTHON'
 """Everything into results.json."""

@@ -53,8 +53,8 @@ def test_every_stage_runs_once_and_its_figures_are_kept(tmp_path: Path) -> None:
     assert "51.2 %  segmenter (segvit), ONNX, no tags, held-out scenes" in done.stdout
     result = json.loads((tmp_path / "work" / "results.json").read_text())
     assert result["settings"]["HELD_OUT"] == "7"
-    assert result["miou"]["segmenter"] == result["miou"]["held-walk+crf"] == 0.512
-    assert {"localizer", "affinity", "segmenter", "label-pseudo"} <= set(result["seconds"])
+    assert result["miou"]["segvit"] == result["miou"]["held-walk+crf"] == 0.512
+    assert {"localizer", "affinity", "segvit", "label-pseudo"} <= set(result["seconds"])
     assert result["total"]["wall"] == pytest.approx(
         sum(stage["wall"] for stage in result["seconds"].values()), abs=0.1
     )
@@ -62,6 +62,9 @@ def test_every_stage_runs_once_and_its_figures_are_kept(tmp_path: Path) -> None:
     again, commands = run(tmp_path, HELD_OUT="7")
     assert again.returncode == 0 and commands == []
     assert json.loads((tmp_path / "work" / "results.json").read_text()) == result
+    # another student begins with what is there
+    more, commands = run(tmp_path, HELD_OUT="7", STUDENTS="segvit conv-head")
+    assert more.returncode == 0 and [words[0] for words in commands] == ["train", "export", "label", "eval"]
 
 
 def test_the_segmenter_learns_from_pseudo_labels_and_labels_without_tags(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_the_segmenter_learns_from_pseudo_labels_and_labels_without_tags(tmp_pat
     assert train[train.index("--masks") + 1] == f"{work}/masks/pseudo"
     assert train[train.index("--weights") + 1] == f"{work}/localizer"
     assert "--tags" not in train
-    (label,) = [words for words in commands if words[0] == "label" and f"{work}/segmenter.onnx" in words]
+    (label,) = [words for words in commands if words[0] == "label" and f"{work}/segvit.onnx" in words]
     assert "--tags" not in label
 
 
