@@ -6,12 +6,14 @@ to run. Values lie as rows of a vertex or pixel, all classes side by side.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wsss_rt.kernels._launch import wrap_triton
+from wsss_rt.kernels._launch import body, wrap_triton
 from wsss_rt.kernels.dense_crf.lattice import Lattice
 
 # elements of a program's tile: 16 to each of 128 threads
@@ -258,3 +260,30 @@ def _(lattice: list[Tensor]) -> Tensor:
 @_mean_field.register_fake
 def _(log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: int, stop: float) -> Tensor:
     return torch.empty_like(log_p)
+
+
+def _example(classes: int, stop: float, *, images: int = 4) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        pixels, vertices = images * 375 * 500, 300_000
+        whole = {"dtype": torch.int32, "device": "meta"}
+        lattice = [
+            torch.empty((6, pixels), **whole),
+            torch.empty((6, pixels), device="meta"),
+            torch.empty((6, 2, vertices), **whole),
+            torch.empty(6 * pixels, **whole),
+            torch.empty(vertices + 50_001, **whole),
+            torch.empty(vertices + 1, **whole),
+        ]
+        log_p = torch.empty((classes, pixels), device="meta")
+        found: Tensor = body(_mean_field)(log_p, lattice, [375 * 500] * images, 3, stop)
+        return found
+
+    return call
+
+
+#: Calls as ``label`` makes them, for ``kernels/ahead_of_time.py``.
+EXAMPLES: dict[str, Callable[[], Tensor]] = {
+    "2 classes": _example(2, 0.0),
+    "4 classes, stop": _example(4, 0.001),
+    "21 classes": _example(21, 0.0),
+}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from wsss_rt.kernels._dispatch import interpreting
-from wsss_rt.kernels._launch import wrap_triton
+from wsss_rt.kernels._launch import body, wrap_triton
 from wsss_rt.kernels.map_to_mask.taps import Taps
 
 #: Scores are summed as whole multiples of this: integers, so that no order of programs changes a sum.
@@ -275,3 +278,27 @@ def _(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     mask = planes.new_empty(planes.shape[1:], dtype=torch.uint16 if wide else torch.uint8)
     return mask, planes.new_empty(1 + 2 * len(classes), dtype=torch.int64)
+
+
+def _example(taps: int, *, band: bool, peak: bool) -> Callable[[], Any]:
+    def call() -> Any:
+        size, tokens = [375, 500], torch.empty((3, 23 * 31), device="meta")
+        classes = torch.empty(3, dtype=torch.int32, device="meta")
+        given = [
+            torch.empty((1, side, taps), dtype=dtype, device="meta")
+            for side in size
+            for dtype in (torch.int32, torch.float32)
+        ]
+        limits = [0.3, 0.5] if band else []
+        body(map_to_mask)(tokens, *given, classes, size, 0.4, limits, 1e-5, peak, False)
+        planes = body(map_planes)(tokens, *given, size, 1e-5, peak)
+        return body(planes_to_mask)(planes, classes, planes[0], None, 0.4, limits, False)
+
+    return call
+
+
+#: Calls as ``label`` makes them, for ``kernels/ahead_of_time.py``.
+EXAMPLES: dict[str, Callable[[], Any]] = {
+    "bilinear": _example(2, band=True, peak=False),
+    "bicubic, peak": _example(4, band=False, peak=True),
+}

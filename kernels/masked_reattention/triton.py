@@ -115,7 +115,9 @@ def _spread(
         score = tl.load(scores + at + start + steps, mask=seen, other=0.0)
         weights += tl.where(chosen, tl.exp(tl.where(chosen, score, highest) - highest), 0.0)
     # without an epsilon the smallest normal number, so that nothing selected divides by no zero
-    total = tl.sum(weights, 0) + tl.where(epsilon > 0, epsilon * tl.exp(-highest), 0.0)
+    total = tl.sum(weights, 0)
+    if epsilon > 0:
+        total += epsilon * tl.exp(-highest)
     total = tl.maximum(total, 1.1754943508222875e-38)
     for start in range(0, tokens, BLOCK):
         seen = start + steps < tokens

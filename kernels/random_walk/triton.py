@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from wsss_rt.kernels._launch import wrap_triton
+from wsss_rt.kernels._launch import body, wrap_triton
 from wsss_rt.kernels.random_walk.transitions import Transitions
 
 #: Cells up to which one program walks a plane to its end. A guess until a GPU has timed both forms: a step of
@@ -119,3 +121,21 @@ def walk(values: Tensor, by: Transitions, steps: int) -> Tensor:
 @_random_walk.register_fake
 def _(values: Tensor, weights: Tensor, shifts: list[int], share: Tensor, steps: int) -> Tensor:
     return torch.empty(values.shape, dtype=values.dtype, device=values.device)
+
+
+def _example(rows: int, columns: int) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        cells, shifts = rows * columns, list(range(1, 35))
+        values = torch.empty((4, 21, cells), device="meta")
+        weights, share = torch.empty((4, len(shifts), cells), device="meta"), values[:, 0]
+        found: Tensor = body(_random_walk)(values, weights, shifts, share, 64)
+        return found
+
+    return call
+
+
+#: Calls as ``label`` makes them, for ``kernels/ahead_of_time.py``.
+EXAMPLES: dict[str, Callable[[], Tensor]] = {
+    "one program a plane": _example(47, 63),
+    "a launch a step": _example(250, 250),
+}

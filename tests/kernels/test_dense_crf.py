@@ -1,4 +1,4 @@
-"""The CRF of a batch: kernels against plain PyTorch, both against the CPU's and against pydensecrf's numbers."""
+"""The CRF of a batch: kernels against plain PyTorch, both against the CPU's and pydensecrf's numbers."""
 
 from __future__ import annotations
 
