@@ -143,3 +143,11 @@ def time_map_to_mask(
         localize.decide(planes, present, background=BACKGROUND)
     row["numpy"] = {"ms": round(1e3 * (time.perf_counter() - began) / 5, 4)}
     return row
+
+
+def timings(measured: Callable[[Callable[[], Any], int], Any], repeat: int) -> dict[str, Any]:
+    """A row a kind of photograph, as a part of ``gpu.py``."""
+    return {
+        f"{size[0]}x{size[1]}-K{count}": time_map_to_mask(tokens, size, count, measured, repeat)
+        for tokens, size, count in PHOTOS
+    }

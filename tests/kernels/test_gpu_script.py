@@ -45,7 +45,10 @@ def test_parts_end_in_time_and_one_that_fails_costs_its_rows_alone(capfd: pytest
     options = argparse.Namespace(minutes=20.0, repeat=1, name="")
     begun = time.monotonic()
     # neither has a GPU here; the second is not given the time to find that out
-    parts = [Part("ceilings", "timing", timings="ceiling_rows", minutes=4), Part("memory", "memory", minutes=0.001)]
+    parts = [
+        Part("ceilings", "timing", timings="ceiling_rows", minutes=4),
+        Part("memory", "memory", minutes=0.001),
+    ]
     result = run_all(parts, options, device="cpu")
     assert set(result["parts"]) == {"ceilings", "memory"}
     assert "error" in result["parts"]["ceilings"]
