@@ -176,6 +176,11 @@ def _tiles(size: list[int]) -> int:
     return triton.cdiv(size[0], ROWS) * triton.cdiv(size[1], COLS)
 
 
+def _warps(taps: Taps) -> int:
+    # sixteen values a pixel, all in flight, of twice as many pixels a thread, did not fit into registers
+    return 8 if taps.row.shape[2] > 2 else 4
+
+
 def _ranges(tokens: Tensor, taps: Taps, size: list[int], peak: bool) -> tuple[Tensor, Tensor]:
     """Smallest (0 for ``peak``) and largest value of every map, each (K,)."""
     maps = tokens.shape[0]
@@ -184,7 +189,8 @@ def _ranges(tokens: Tensor, taps: Taps, size: list[int], peak: bool) -> tuple[Te
     if maps:
         wrap_triton(_find_range)[(maps * _tiles(size),)](
             tokens, *taps, low, high, tokens.shape[1], *size, len(taps.row),
-            PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+            PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS,
+            num_warps=_warps(taps),
         )  # fmt: skip
     return low, high
 
@@ -204,7 +210,8 @@ def _launch_decide(
         source if background is None else background, classes if sure is None else sure, mask, sums,
         source.shape[1], count, *size, len(taps.row), epsilon, constant, *(band or [0.0, 0.0]), 1 / UNIT,
         DENSE=dense, PLANE=background is not None, SURE=sure is not None, BAND=bool(band),
-        IGNORE=65_535 if wide else 255, PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+        IGNORE=65_535 if wide else 255, PEAK=peak, TAPS=taps.row.shape[2], ROWS=ROWS, COLS=COLS,
+        num_warps=_warps(taps),
     )  # fmt: skip
     return mask, sums
 
@@ -235,7 +242,7 @@ def map_planes(
     if planes.numel():
         wrap_triton(_write_planes)[(len(planes) * _tiles(size),)](
             tokens, *taps, low, high, planes, tokens.shape[1], *size, len(row), epsilon,
-            PEAK=peak, TAPS=row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=4,
+            PEAK=peak, TAPS=row.shape[2], ROWS=ROWS, COLS=COLS, num_warps=_warps(taps),
         )  # fmt: skip
     return planes
 
