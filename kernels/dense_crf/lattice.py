@@ -58,7 +58,7 @@ class Names(NamedTuple):
     radix: list[int]
     origin: int
     steps: list[int]
-    count: int
+    count: int  # type: ignore[assignment] # hides the method of tuples, which nobody calls here
 
 
 def name_vertices(height: int, width: int, deviations: Sequence[float], images: int = 1) -> Names:
