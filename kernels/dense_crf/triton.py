@@ -7,6 +7,7 @@ to run. Values lie as rows of a vertex or pixel, all classes side by side.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -265,7 +266,7 @@ def _(log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: int, s
 def _example(classes: int, stop: float, *, images: int = 4) -> Callable[[], Tensor]:
     def call() -> Tensor:
         pixels, vertices = images * 375 * 500, 300_000
-        whole = {"dtype": torch.int32, "device": "meta"}
+        whole: dict[str, Any] = {"dtype": torch.int32, "device": "meta"}
         lattice = [
             torch.empty((6, pixels), **whole),
             torch.empty((6, pixels), device="meta"),

@@ -180,9 +180,9 @@ def launch_spread(mass: Tensor, selected: Tensor, scores: Tensor, epsilon: float
     return priorities, refined
 
 
-select_tokens = torch.library.triton_op("wsss_rt::select_tokens", launch_select, mutates_args=())
-masked_reattention = torch.library.triton_op("wsss_rt::masked_reattention", launch, mutates_args=())
-spread_mass = torch.library.triton_op("wsss_rt::spread_mass", launch_spread, mutates_args=())
+select_tokens = torch.library.triton_op("wsss_rt::select_tokens", mutates_args=())(launch_select)
+masked_reattention = torch.library.triton_op("wsss_rt::masked_reattention", mutates_args=())(launch)
+spread_mass = torch.library.triton_op("wsss_rt::spread_mass", mutates_args=())(launch_spread)
 
 
 @select_tokens.register_fake
