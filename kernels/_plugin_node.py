@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def plugin_node(
         outputs: types and shapes of its outputs.
     """
     # read by TensorRT's ONNX parser: which registry entry, and its ahead-of-time form
-    found = {**attributes, "plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
+    found: dict[str, Any] = {**attributes, "plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
     return torch.onnx.ops.symbolic_multi_out(
         f"{NAMESPACE}::{name}",
         inputs,

@@ -42,6 +42,7 @@ _TYPES = {
     torch.float32: "fp32",
     torch.int8: "i8",
     torch.uint8: "u8",
+    torch.uint16: "u16",
     torch.bool: "i1",
     torch.int32: "i32",
     torch.int64: "i64",

@@ -101,7 +101,7 @@ def launch(
     return out
 
 
-affinity_propagate = torch.library.triton_op("wsss_rt::affinity_propagate", launch, mutates_args=())
+affinity_propagate = torch.library.triton_op("wsss_rt::affinity_propagate", mutates_args=())(launch)
 
 
 @affinity_propagate.register_fake

@@ -208,8 +208,8 @@ def launch(
 
 
 attention_aggregate = torch.library.triton_op(
-    "wsss_rt::attention_aggregate", launch, mutates_args={"class_map", "affinity"}
-)
+    "wsss_rt::attention_aggregate", mutates_args={"class_map", "affinity"}
+)(launch)
 
 
 @attention_aggregate.register_fake
@@ -237,7 +237,7 @@ def _example(
             torch.empty((16, wanted, patches), device="meta") if asked else None
             for wanted, asked in ((classes, rows), (patches, affinity))
         ]
-        return launch(q, k, v, classes, *maps, 1.0, dim**-0.5)
+        return launch(q, k, v, classes, maps[0], maps[1], 1.0, dim**-0.5)
 
     return call
 

@@ -115,7 +115,9 @@ def _spread(
         score = tl.load(scores + at + start + steps, mask=seen, other=0.0)
         weights += tl.where(chosen, tl.exp(tl.where(chosen, score, highest) - highest), 0.0)
     # without an epsilon the smallest normal number, so that nothing selected divides by no zero
-    total = tl.sum(weights, 0) + tl.where(epsilon > 0, epsilon * tl.exp(-highest), 0.0)
+    total = tl.sum(weights, 0)
+    if epsilon > 0:
+        total += epsilon * tl.exp(-highest)
     total = tl.maximum(total, 1.1754943508222875e-38)
     for start in range(0, tokens, BLOCK):
         seen = start + steps < tokens
@@ -178,9 +180,9 @@ def launch_spread(mass: Tensor, selected: Tensor, scores: Tensor, epsilon: float
     return priorities, refined
 
 
-select_tokens = torch.library.triton_op("wsss_rt::select_tokens", launch_select, mutates_args=())
-masked_reattention = torch.library.triton_op("wsss_rt::masked_reattention", launch, mutates_args=())
-spread_mass = torch.library.triton_op("wsss_rt::spread_mass", launch_spread, mutates_args=())
+select_tokens = torch.library.triton_op("wsss_rt::select_tokens", mutates_args=())(launch_select)
+masked_reattention = torch.library.triton_op("wsss_rt::masked_reattention", mutates_args=())(launch)
+spread_mass = torch.library.triton_op("wsss_rt::spread_mass", mutates_args=())(launch_spread)
 
 
 @select_tokens.register_fake

@@ -65,7 +65,7 @@ def test_interpreted_kernels_are_not_compiled() -> None:
 
 @pytest.mark.slow
 def test_a_kernel_compiles_without_spilling(root_dir: Path, tmp_path: Path) -> None:
-    """One kernel on one architecture; ``WSSS_RT_LARGE=1`` compiles all of them on three."""
+    """One kernel on one architecture; ``WSSS_RT_LARGE=1`` compiles all of them on two."""
     module, out = "wsss_rt.kernels.ahead_of_time", tmp_path / "code"
     words = ("-m", module, "--architectures", "90", "--only", "one class token", "--out", str(out))
     rows = [json.loads(line) for line in compiled(root_dir, tmp_path, *words).splitlines()]
@@ -77,7 +77,7 @@ def test_a_kernel_compiles_without_spilling(root_dir: Path, tmp_path: Path) -> N
 
 @pytest.mark.large
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["80", "90", "100"])
+@pytest.mark.parametrize("architecture", ["80", "90"])
 def test_all_kernels_compile_without_spilling(root_dir: Path, tmp_path: Path, architecture: str) -> None:
     words = ("-m", "wsss_rt.kernels.ahead_of_time", "--architectures", architecture)
     rows = [json.loads(line) for line in compiled(root_dir, tmp_path, *words).splitlines()]

@@ -42,10 +42,13 @@ def test_a_part_keeps_the_rows_before_its_failure(tmp_path: Path, monkeypatch: p
 
 
 def test_parts_end_in_time_and_one_that_fails_costs_its_rows_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    options = argparse.Namespace(minutes=1.0, repeat=1, name="")
+    options = argparse.Namespace(minutes=20.0, repeat=1, name="")
     begun = time.monotonic()
     # neither has a GPU here; the second is not given the time to find that out
-    parts = [Part("ceilings", "timing", timings="ceiling_rows"), Part("memory", "memory", minutes=0.001)]
+    parts = [
+        Part("ceilings", "timing", timings="ceiling_rows", minutes=4),
+        Part("memory", "memory", minutes=0.001),
+    ]
     result = run_all(parts, options, device="cpu")
     assert set(result["parts"]) == {"ceilings", "memory"}
     assert "error" in result["parts"]["ceilings"]
