@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from wsss_rt.errors import UsageError
-from wsss_rt.kernels import kernel_mode
 from wsss_rt.kernels.affinity_propagate import Form, affinity_propagate, form_for
 from wsss_rt.kernels.attention_aggregate import attention_aggregate
 
@@ -76,8 +74,6 @@ class AttentionSums:
             self._form = form_for(
                 q, k, class_tokens=self._classes, channels=self._classes, layers=self._depth, uses=self._uses
             )
-        if self._apart:
-            return self._attend_apart(layer, q, k, v, scale=scale)
         batch, patches = q.shape[0], q.shape[2] - self._classes
         class_map = affinity = None
         if layer >= self._first_fused:
@@ -94,29 +90,6 @@ class AttentionSums:
             affinity = self.affinity
         return attention_aggregate(q, k, v, self._classes, class_map, affinity, scale=scale)
 
-    @property
-    def _apart(self) -> bool:
-        return _read_apart() and (self._uses > 0 or not self._affinity)
-
-    def _attend_apart(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        if layer >= self._first_fused:
-            rows = _attention(q[:, :, : self._classes], k, scale)[..., self._classes :].mean(dim=1).float()
-            self.class_to_patch = rows if self.class_to_patch is None else self.class_to_patch + rows
-        if self._affinity:
-            self._queries.append(q)
-            self._keys.append(k)
-            self._scale = scale
-        return _attention(q, k, scale) @ v
-
-    def _refine_apart(self, maps: Tensor) -> Tensor:
-        # class tokens take their share of each softmax, and nothing is propagated from them
-        values = functional.pad(maps.flatten(2).transpose(1, 2).float(), (0, 0, self._classes, 0))
-        total = torch.zeros_like(maps.flatten(2).transpose(1, 2), dtype=torch.float32)
-        for q, k in zip(self._queries, self._keys, strict=True):
-            spread = values[:, None].expand(-1, q.shape[1], -1, -1)
-            total = total + (_attention(q[:, :, self._classes :], k, self._scale) @ spread).mean(dim=1)
-        return total.transpose(1, 2).reshape(maps.shape)
-
     def add(self, layer: int, attention: Tensor) -> None:
         """Add the head-mean attention (B, C + N, C + N) of a layer."""
         self._form = "accumulated"
@@ -130,8 +103,6 @@ class AttentionSums:
 
     def refine(self, maps: Tensor) -> Tensor:
         """Propagate maps (B, C, rows, columns) along the affinity, one pass; see :func:`refine`."""
-        if self._apart:
-            return self._refine_apart(maps)
         if self.streaming:
             flat = affinity_propagate(
                 self._queries, self._keys, maps.flatten(2).float(), self._classes, scale=self._scale
@@ -157,9 +128,6 @@ class ClassRows:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         """Attention (B, H, T, d) of a layer, whose row is kept."""
-        if _read_apart():
-            self.rows.append(_attention(q[:, :, :1], k, scale)[:, :, 0, 1:].mean(dim=1).float())
-            return _attention(q, k, scale) @ v
         row = q.new_zeros((q.shape[0], 1, q.shape[2] - 1), dtype=torch.float32)
         mixed = attention_aggregate(q, k, v, 1, row, scale=scale)
         self.rows.append(row[:, 0].detach())
@@ -168,20 +136,6 @@ class ClassRows:
     def add(self, layer: int, attention: Tensor) -> None:
         """Keep the row of a layer's head-mean attention (B, 1 + N, 1 + N)."""
         self.rows.append(attention[:, 0, 1:].detach().float())
-
-
-def _read_apart() -> bool:
-    """Whether maps are computed beside attention instead of read from it.
-
-    So it is in graphs of plain operations: engines fuse attention that only its values read, and never hold
-    it. What maps need of it is small (class tokens' rows), or is computed again (affinity).
-    """
-    return torch.compiler.is_exporting() and kernel_mode() == "reference"
-
-
-def _attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """(B, H, t, T) float, in the order of operations that engines know as attention."""
-    return torch.softmax(q @ k.transpose(-2, -1) * scale, dim=-1)
 
 
 def check_layers_fused(layers: int) -> int:
