@@ -65,12 +65,6 @@ def widen(tensor: Tensor) -> bool:
     return tensor.dtype == torch.bfloat16 and interpreting()
 
 
-def body(operator: Any) -> Callable[..., Any]:
-    """The function under a ``torch.library`` operator, which launches its kernels on any tensors."""
-    found: Callable[..., Any] = operator._init_fn
-    return found
-
-
 def meta_heads(batch: int, tokens: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (B, 384 / d, T, d) of a packed projection, without data: for examples."""
     packed = torch.empty((batch, tokens, 3, 384 // dim, dim), dtype=dtype, device="meta")

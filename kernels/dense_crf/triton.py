@@ -242,8 +242,8 @@ def launch(log_p: Tensor, lattice: list[Tensor], sizes: list[int], iterations: i
     return out
 
 
-_density = torch.library.triton_op("wsss_rt::lattice_density", launch_density, mutates_args=())
-_mean_field = torch.library.triton_op("wsss_rt::mean_field", launch, mutates_args=())
+_density = torch.library.triton_op("wsss_rt::lattice_density", mutates_args=())(launch_density)
+_mean_field = torch.library.triton_op("wsss_rt::mean_field", mutates_args=())(launch)
 
 
 def density(lattice: Lattice) -> Tensor:

@@ -112,7 +112,7 @@ def launch(values: Tensor, weights: Tensor, shifts: list[int], share: Tensor, st
     return front if not alone or steps % 2 else back
 
 
-_random_walk = torch.library.triton_op("wsss_rt::random_walk", launch, mutates_args=())
+_random_walk = torch.library.triton_op("wsss_rt::random_walk", mutates_args=())(launch)
 
 
 def walk(values: Tensor, by: Transitions, steps: int) -> Tensor:
