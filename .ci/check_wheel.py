@@ -14,7 +14,7 @@ import sys
 
 import wsss_rt
 
-NEEDS_TORCH = ("wsss_rt.training", "wsss_rt.export", "wsss_rt.kernels")
+NEEDS_TORCH = ("wsss_rt.training", "wsss_rt.export", "wsss_rt.kernels", "wsss_rt.engines.aotinductor")
 # what the wheel must hold beside code
 FILES = {"wsss_rt": "py.typed", "wsss_rt.assets": ".onnx", "wsss_rt.training.recipes": ".toml"}
 

@@ -219,6 +219,11 @@ def spread(values: list[float]) -> dict[str, float | None]:
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
+def is_complete(run: Path) -> bool:
+    """Whether a run has ended."""
+    return (run / "cpu_seconds.json").exists()
+
+
 def folder_of(row: Row, seed: int, work: Path) -> Path:
     """The run of a row and a seed."""
     return work / f"{row.name.replace(' ', '').replace(',', '-')}-{seed}"
@@ -236,14 +241,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[row.name for row in ROWS])
     parser.add_argument("--train-only", action="store_true", help="leave measuring to another call")
+    parser.add_argument("--measure-only", action="store_true", help="of the runs that are complete")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     chosen = [row for row in ROWS if row.name in options.only]
     with ThreadPoolExecutor(options.jobs) as pool:
+        seeds = () if options.measure_only else range(options.seeds)
         # all rows of a seed before the next seed: what is there early can be compared
         jobs = [
             pool.submit(train, row, seed, options.images, folder_of(row, seed, options.work))
-            for seed in range(options.seeds)
+            for seed in seeds
             for row in chosen
         ]
         for job in jobs:
@@ -253,9 +260,10 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for row in chosen:
-        runs = [
-            measured(row, folder_of(row, seed, options.work), options.count) for seed in range(options.seeds)
-        ]
+        folders = [folder_of(row, seed, options.work) for seed in range(options.seeds)]
+        runs = [measured(row, folder, options.count) for folder in folders if is_complete(folder)]
+        if not runs:
+            continue
         rows.append(
             {
                 "name": row.name,

@@ -84,7 +84,8 @@ def methods(result: dict[str, Any]) -> str:
         best = max(row["miou"], key=lambda kind: row["miou"][kind]["mean"])
         cells = [spread(row["miou"][best]), spread(row["gt_known"]), spread(row["max_box_acc_v2"])]
         times = [f"{row['cpu_seconds']:.0f}", f"{row['latency_ms']:.1f}"]
-        rows.append([row["name"], best, *cells, spread(row["tag_map"]), *times])
+        seeds = "" if len(row["runs"]) == result["budget"]["seeds"] else f" ({len(row['runs'])} seed)"
+        rows.append([row["name"] + seeds, best, *cells, spread(row["tag_map"]), *times])
     budget, data = result["budget"], result["scenes"]
     boxes = result["rows"][0]["runs"][0]["boxes"]["images"]
     views = f"{budget['images']:,} training views of scenes a run (a pair counts twice)"

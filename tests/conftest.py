@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("large"):
-            item.add_marker(pytest.mark.skip(reason="a model of 100 M parameters: WSSS_RT_LARGE=1"))
+            item.add_marker(pytest.mark.skip(reason="takes minutes or gigabytes: WSSS_RT_LARGE=1"))
 
 
 @pytest.fixture(scope="session")

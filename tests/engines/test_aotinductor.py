@@ -219,7 +219,7 @@ def test_export_without_a_compiler_ends_at_once(cli: Cli, monkeypatch: pytest.Mo
     ("words", "said"),
     [
         (("--precision", "bfloat16"), "only goes with --to aotinductor"),
-        (("--to", "aotinductor", "--precision", "fp8"), "precision of a package"),
+        (("--to", "aotinductor", "--precision", "fp8"), "no precision 'fp8'"),
         (("--to", "aotinductor", "--weights", "float16"), "--precision float16"),
         (("--to", "aotinductor", "--device", "cpuu"), "did you mean 'cpu'"),
     ],

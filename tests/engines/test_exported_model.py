@@ -69,7 +69,8 @@ def test_a_mirrored_view_of_an_array_is_read_as_it_is_meant(engine: Engine) -> N
 def test_bfloat16_is_said_and_close() -> None:
     pytest.importorskip("openvino")
     images = noise(1, 3, 96, 128)
-    half = open_engine(exported().path, precision="bfloat16")
+    # seeded weights' maps hardly differ from place to place, which no gate of masks would let pass
+    half = open_engine(exported().path, precision="bfloat16", gate=False)
     assert (half.backend, half.precision) == ("openvino", "bfloat16")
     full = open_engine(exported().path, backend="openvino")
     assert full.precision == "float32"

@@ -48,13 +48,13 @@ class Calls:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_one = OpenVinoEngine._run_one
+    run = OpenVinoEngine.run
 
-    def wrong(self: OpenVinoEngine, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        scores, maps = run_one(self, image)
+    def wrong(self: OpenVinoEngine, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        scores, maps = run(self, images)
         return scores, maps[..., ::-1].copy()
 
-    monkeypatch.setattr(OpenVinoEngine, "_run_one", wrong)
+    monkeypatch.setattr(OpenVinoEngine, "run", wrong)
 
 
 def test_a_lower_precision_is_compared_once_and_the_result_stands_in_the_choice(color_model: Path) -> None:

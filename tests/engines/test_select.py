@@ -217,7 +217,7 @@ def test_a_backend_that_fails_in_the_trial_is_not_picked(
         ({"backend": "aotinductor"}, "--to aotinductor"),
         ({"precision": "fp16"}, "float16"),
         ({"precision": "float16", "device": "cpu"}, "tensorrt (cuda"),
-        ({"precision": "int8"}, "stored in float32, not int8"),
+        ({"precision": "int8"}, "quantise it first"),
         ({"device": "gpu"}, "'cuda'"),
         ({"device": "npu0"}, "choose one of"),
         ({"backend": "ort"}, "'onnxruntime'"),

@@ -138,9 +138,10 @@ def test_an_image_has_the_same_bits_in_any_company(device: str, large_tiles: Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["reference", pytest.param("triton", marks=pytest.mark.large)])
 @pytest.mark.parametrize("name", ["2007_000491", "2007_000783", "2007_002268", "2007_005331"])
 def test_gives_the_marginals_of_pydensecrf(
-    shared_dir: Path, name: str, device: str, large_tiles: None
+    shared_dir: Path, name: str, mode: str, device: str, large_tiles: None
 ) -> None:
     golden = np.load(shared_dir / "goldens" / "dense_crf" / f"{name}.npz")
     with Image.open(shared_dir / "data" / "voc_animals" / "JPEGImages" / f"{name}.jpg") as opened:
@@ -149,7 +150,7 @@ def test_gives_the_marginals_of_pydensecrf(
     *kernels, iterations = golden["params"]
     params = CrfParams(*(float(value) for value in kernels), iterations=int(iterations))
     wanted = golden["q_u16"].astype(np.float32) / 65535
-    with use_kernels("triton"):
+    with use_kernels(mode):
         found = dense_crf(image[None], (given / given.sum(dim=0))[None], **settings(params))
     marginals = found[0].cpu().numpy()
     assert np.abs(marginals - wanted).max() <= 1e-4
