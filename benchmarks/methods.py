@@ -166,16 +166,20 @@ def measure_boxes(model: Localizer, scenes: SceneSource, spec: InputSpec, kind: 
     return {"gt_known": top.best().gt_known, "max_box_acc_v2": boxes.value(), "images": boxes.images}
 
 
-def latency(model: Localizer) -> float:
-    """Median milliseconds of ``localize`` on one image, in PyTorch on the CPU."""
+def latencies(runs: list[Path]) -> list[float]:
+    """Median milliseconds of ``localize`` on one image, in PyTorch on one thread; all runs in turns."""
     images = torch.zeros(1, 3, LATENCY_SIDE, LATENCY_SIDE)
-    seconds = []
+    models = [load_run(run)[0] for run in runs]
+    seconds: list[list[float]] = [[] for _ in models]
     with torch.no_grad():
-        for _ in range(LATENCY_RUNS):
-            begun = time.perf_counter()
-            model.localize(images)
-            seconds.append(time.perf_counter() - begun)
-    return 1000 * median(seconds)
+        for turn in range(LATENCY_RUNS + 1):
+            for model, spent in zip(models, seconds, strict=True):
+                assert isinstance(model, Localizer)
+                begun = time.perf_counter()
+                model.localize(images)
+                if turn:
+                    spent.append(time.perf_counter() - begun)
+    return [1000 * median(spent) for spent in seconds]
 
 
 def measure(run: Path, count: int) -> dict[str, Any]:
@@ -200,7 +204,6 @@ def measure(run: Path, count: int) -> dict[str, Any]:
         "chosen": chosen.name,
         "boxes": measure_boxes(model, scenes, config.input, chosen),
         "images_seen": config.training["images_seen"],
-        "latency_ms": latency(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 
@@ -273,11 +276,13 @@ def main() -> None:
                 "tag_map": spread([run["tag_map"] for run in runs]),
                 "gt_known": spread([run["boxes"]["gt_known"] for run in runs]),
                 "max_box_acc_v2": spread([run["boxes"]["max_box_acc_v2"] for run in runs]),
-                "latency_ms": median(run["latency_ms"] for run in runs),
                 "cpu_seconds": mean(run["cpu_seconds"] for run in runs),
                 "runs": runs,
             }
         )
+    times = latencies([folder_of(row, 0, options.work) for row in chosen])
+    for found, milliseconds in zip(rows, times, strict=True):
+        found["latency_ms"] = milliseconds
     path = write_result(
         "methods",
         {

@@ -13,6 +13,7 @@ PIPELINE_ROWS = (
     ("+ walk, then CRF", None, "held-walk+crf", None),
     ("pseudo-labels", "pseudo", "held-labels", "held-pseudo"),
     ("segmenter `segvit`", None, None, "segvit"),
+    ("segmenter `segvit` + CRF", None, None, "segvit-crf"),
     ("segmenter `segvit-shrunk`", None, None, "segvit-shrunk"),
     ("segmenter `conv-head`", None, None, "conv-head"),
 )

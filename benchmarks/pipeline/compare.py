@@ -200,7 +200,7 @@ def measure(
     engines, sides = {}, dict[str, Side]()
     for precision in PRECISIONS:
         try:
-            engine = open_engine(model, backend="openvino", precision=precision, cache=False)
+            engine = open_engine(model, backend="openvino", precision=precision, cache=False, gate=False)
         except WsssError as error:
             print(f"without {precision}: {error}", flush=True)
             continue
