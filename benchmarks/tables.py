@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from tables_refine import refine, refine_quality, walk_quality  # noqa: E402
+from tables_refine import refine, refine_quality, refine_sizes, walk_quality  # noqa: E402
 from tables_speed import bench, cost, pipeline, quantize  # noqa: E402
 from tables_training import methods, methods_maps, pipeline_stages, scenes, voc_animals  # noqa: E402
 
@@ -33,6 +33,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "pipeline_stages": pipeline_stages,
     "refine": refine,
     "refine_quality": refine_quality,
+    "refine_sizes": refine_sizes,
     "walk_quality": walk_quality,
     "pipeline": pipeline,
     "bench": bench,

@@ -59,3 +59,25 @@ def walk_quality(result: dict[str, Any]) -> str:
         f"`psa-small` that saw {result['affinity']['images_seen']:,} crops. {machine_line(result, 'numba')}"
     )
     return markdown(["masks", "mIoU, %"], rows) + note
+
+
+def refine_sizes(result: dict[str, Any]) -> str:
+    """The CRF over sizes and classes, beside pydensecrf."""
+    calls = ("numba, 1 thread", "numba, 2 threads", "pydensecrf")
+    found: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        height, width = row["size"]
+        found.setdefault((height, width, row["classes"]), {})[row["call"]] = row
+    rows = []
+    for (height, width, classes), by_call in found.items():
+        times = [by_call[call]["median_ms"] if call in by_call else None for call in calls]
+        peer, best = times[2], min(value for value in times[:2] if value is not None)
+        equal = [row["labels_equal"] for row in by_call.values()]
+        cells = ["–" if value is None else f"{value:,.0f}" for value in times]
+        faster = "–" if peer is None else f"{peer / best:.1f}"
+        rows.append([f"{width}x{height}", str(classes), *cells, faster, percent_exact(min(equal))])
+    note = (
+        "\nMedian milliseconds of five calls, of two from a million pixels on; default parameters. "
+        f"{machine_line(result, 'numba', 'pydensecrf2')}"
+    )
+    return markdown(["px", "classes", *calls, "times faster", "labels equal, %"], rows) + note
