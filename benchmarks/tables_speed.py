@@ -90,8 +90,8 @@ def bench(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "openvino") if name in versions)
     note = (
-        f"\n`wsss-rt bench`, {result['model']['name']}, {result['images']['count']} "
-        f"{result['images']['source']}: the model alone on one image, p50; images/s and speed-up of the "
+        f"\n`wsss-rt bench`, {result['model']['name']}, {result['images']['source']}: the model alone on one "
+        "image, p50; images/s and speed-up of the "
         "whole labeller; masks against float32 ONNX Runtime. It took "
         f"{result['elapsed_seconds']:.0f} seconds. {machine['processor']}, {result['settings']['threads']} "
         f"threads; {named}.\n"

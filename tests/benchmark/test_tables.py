@@ -47,7 +47,7 @@ def test_a_bench_without_agreement_shows_no_speed_up(tables: ModuleType) -> None
             "engines": [engine("onnxruntime float32", 0.0), engine("openvino bfloat16", 0.0312)],
             "rows": [*rows("onnxruntime float32", 1.0), *rows("openvino bfloat16", None)],
             "model": {"name": "probe"},
-            "images": {"count": 8, "source": "generated scenes"},
+            "images": {"count": 8, "source": "8 generated scenes"},
             "settings": {"threads": 2},
             "machine": {"processor": "Probe"},
             "versions": {"openvino": "2026.4"},
