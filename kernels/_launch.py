@@ -12,7 +12,6 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from wsss_rt.kernels._dispatch import interpreting
-from wsss_rt.kernels._tiles import fit
 
 LOG2_E = math.log2(math.e)
 
@@ -45,10 +44,6 @@ class _Recorded:
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         return lambda *args, **named: self._recorder(self._kernel, grid, args, named)
-
-
-# the name by which kernels of other folders know it
-tile = fit
 
 
 def dot_precision(*tensors: Tensor) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from wsss_rt.refine.params import CrfParams
 
 # no whole number in position: there a pixel lies on the border of two simplices
 SMALL = {"spatial_sxy": 2.3, "bilateral_sxy": 8.0, "bilateral_srgb": 20.0}
-# images of 500x375 px: background and one class, background and three, all of PASCAL VOC
+PHOTO = (375, 500)
+# images of that size: background and one class, background and three, all of PASCAL VOC
 TIMED = ((16, 2), (16, 4), (4, 21))
 
 
@@ -89,37 +91,28 @@ def parity_of_all(device: str, *, small: bool) -> list[Verdict]:
     return found + parity(4, 4, 200, 300, iterations=10, stop=0.02, device=device)
 
 
-def timings(
-    measured: Callable[[Callable[[], Any], int], Any], repeat: int, *, size: tuple[int, int] = (375, 500)
-) -> dict[str, Any]:
+def timings(repeat: int, _: dict[str, float]) -> Iterator[tuple[str, Any]]:
     """The CRF of a batch on the GPU, beside the CPU's in one thread, and how far they are apart.
 
     Args:
-        measured: times a call so many times on the GPU.
-        repeat: how many times.
-        size: of the images.
+        repeat: runs.
+        _: what the card reaches, which says nothing of a CRF.
     """
-    rows = {}
+    from benchmarks.kernels.timing import in_both
+
+    height, width = PHOTO
     for batch, classes in TIMED:
-        images = pictures(batch, *size, noise=4.0, device="cuda")
-        given = shares(batch, classes, *size, device="cuda")
-        row: dict[str, Any] = {}
-        for mode in ("triton", "reference"):
-
-            def run(mode: str = mode, images: Tensor = images, given: Tensor = given) -> Tensor:
-                with use_kernels(mode):
-                    return dense_crf(images, given)
-
-            row[mode] = measured(run, max(3, repeat // 5) if mode == "triton" else 3)
+        images = pictures(batch, height, width, noise=4.0, device="cuda")
+        given = shares(batch, classes, height, width, device="cuda")
+        row = in_both(partial(dense_crf, images, given), repeat)
         with use_kernels("triton"):
-            marginals = dense_crf(images, given).cpu().numpy()
+            marginals = dense_crf(images, given)[0].cpu().numpy()
         image, planes = images[0].cpu().numpy(), given[0].cpu().numpy()
         # the first call compiles
-        for _ in range(2):
+        for _call in range(2):
             begun = time.perf_counter()
             wanted = cpu_crf(image, planes, CrfParams())
             row["cpu, one image, ms"] = round((time.perf_counter() - begun) * 1e3, 1)
-        row["apart"] = float(np.abs(marginals[0] - wanted).max())
-        row["labels equal"] = float((marginals[0].argmax(axis=0) == wanted.argmax(axis=0)).mean())
-        rows[f"B{batch}-C{classes}-{size[0]}x{size[1]}"] = row
-    return rows
+        row["apart"] = float(np.abs(marginals - wanted).max())
+        row["labels equal"] = float((marginals.argmax(axis=0) == wanted.argmax(axis=0)).mean())
+        yield f"B{batch}-C{classes}-{height}x{width}", row

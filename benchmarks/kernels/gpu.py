@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Part:
         name: of its entry in the result.
         module: below ``benchmarks.kernels``. Its ``parity_of_all(device, small=...)``, where it has one,
             judges first; what does not pass is not timed.
-        timings: name of its function (repeat, ceilings) that yields rows; older ones take (measured, repeat).
+        timings: name of its function (repeat, ceilings) that yields rows.
         minutes: the most it may take.
         result: file of ``benchmarks/results`` that its rows go to as well.
     """
@@ -105,7 +105,7 @@ def run_part(part: Part, device: str, out: Path, *, repeat: int, ceiling: dict[s
             found["passed"] = all(verdict.passed for verdict in verdicts)
             store()
         if found.get("passed", True):
-            for name, row in _rows(getattr(module, part.timings, None), repeat, ceiling):
+            for name, row in getattr(module, part.timings)(repeat, ceiling):
                 found["rows"][name] = row
                 print(part.name, name, json.dumps(row), flush=True)
                 store()
@@ -161,18 +161,6 @@ def _finish(words: list[str], seconds: float) -> str | None:
         return f"stopped after {seconds:.0f} s"
     # 1 is explained in its file
     return f"its process ended with {code}" if code not in (0, 1) else None
-
-
-def _rows(timings: Any, repeat: int, ceiling: dict[str, float]) -> Iterator[tuple[str, Any]]:
-    if timings is None:
-        return
-    first = next(iter(timings.__annotations__), "")
-    if first == "measured":
-        from benchmarks.kernels.timing import measured
-
-        yield from timings(measured, repeat).items()
-        return
-    yield from timings(repeat, ceiling)
 
 
 def _module(name: str) -> Any:

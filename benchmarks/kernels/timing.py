@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from wsss_rt.kernels import use_kernels
+
 _GIB = 1 << 30
 
 
@@ -43,6 +45,15 @@ def measured(work: Callable[[], Any], repeat: int) -> Any:
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return "out of memory"
+
+
+def in_both(work: Callable[[], Any], repeat: int) -> dict[str, Any]:
+    """An operator by its kernels and, in fewer runs, by its reference."""
+    found = {}
+    for mode, runs in (("triton", max(3, repeat // 5)), ("reference", 3)):
+        with use_kernels(mode):
+            found[mode] = measured(work, runs)
+    return found
 
 
 def ceilings(repeat: int) -> dict[str, float]:

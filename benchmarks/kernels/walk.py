@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,29 +68,22 @@ def parity_of_all(device: str, *, small: bool) -> list[Verdict]:
     return [verdict for verdicts in found for verdict in verdicts]
 
 
-def timings(measured: Callable[[Callable[[], Any], int], Any], repeat: int) -> dict[str, Any]:
+def timings(repeat: int, _: dict[str, float]) -> Iterator[tuple[str, Any]]:
     """The walk of a batch on the GPU, beside the CPU's of one image, and how far they are apart.
 
     Args:
-        measured: times a call so many times on the GPU.
-        repeat: how many times.
+        repeat: runs.
+        _: what the card reaches, which says nothing of a walk.
     """
-    result = {}
+    from benchmarks.kernels.timing import in_both
+
     for batch, classes, rows, columns in TIMED:
         scores, affinity = case_of(batch, classes, rows, columns, device="cuda")
-        row: dict[str, Any] = {}
-        for mode in ("triton", "reference"):
-
-            def run(mode: str = mode, scores: Tensor = scores, affinity: Tensor = affinity) -> Tensor:
-                with use_kernels(mode):
-                    return random_walk(scores, affinity)
-
-            row[mode] = measured(run, max(3, repeat // 5) if mode == "triton" else 3)
+        row = in_both(partial(random_walk, scores, affinity), repeat)
         with use_kernels("triton"):
             found = random_walk(scores, affinity)[0].cpu().numpy()
         begun = time.perf_counter()
         wanted = cpu_walk(scores[0].cpu().numpy(), affinity[0].cpu().numpy(), WalkParams())
         row["cpu, one image, ms"] = round((time.perf_counter() - begun) * 1e3, 1)
         row["apart"] = float(np.abs(found - wanted).max())
-        result[f"B{batch}-C{classes}-{rows}x{columns}"] = row
-    return result
+        yield f"B{batch}-C{classes}-{rows}x{columns}", row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,61 +22,25 @@ MAX_CLASSES = 4096
 _ABSENT = -1e4
 
 
-def dense_crf(
-    images: Tensor,
-    probabilities: Tensor,
-    *,
-    spatial_sxy: float = 3.0,
-    spatial_compat: float = 3.0,
-    bilateral_sxy: float = 80.0,
-    bilateral_srgb: float = 13.0,
-    bilateral_compat: float = 10.0,
-    iterations: int = 10,
-    stop: float = 0.0,
-) -> Tensor:
-    """Marginals of the fully connected CRF (NeurIPS 2011) of each image after some steps of mean field.
-
-    Semantics, names and defaults are those of ``wsss_rt.refine.dense_crf``, and so are the numbers, to 1e-4.
-    The Triton kernels give the same bits from run to run; the reference, on a GPU, does not (``index_add_``).
+def dense_crf(images: Tensor, probabilities: Tensor, **settings: Any) -> Tensor:
+    """:func:`dense_crf_each` of images of one size and number of classes.
 
     Args:
-        images: (B, H, W, 3) uint8 RGB, on one device with the probabilities.
-        probabilities: (B, C, H, W) float32, C >= 1, finite (NaN spreads over its image); clipped to 1e-5..1,
-            and need not sum to 1.
-        spatial_sxy: standard deviation of the kernel in position, pixels, > 0.
-        spatial_compat: its strength, >= 0.
-        bilateral_sxy: standard deviation in position of the kernel in position and colour, pixels, > 0.
-        bilateral_srgb: its standard deviation in colour, levels of 0..255, > 0.
-        bilateral_compat: its strength, >= 0.
-        iterations: steps of mean field, >= 0.
-        stop: an image ends early, one step after the first that changed the best class of at most this share
-            of its pixels; 0 takes all steps.
+        images: (B, H, W, 3) uint8 RGB.
+        probabilities: (B, C, H, W) float32.
+        settings: as there; what is raised, too.
 
     Returns:
-        (B, C, H, W) float32 in 0..1, which sum to 1 over C. No gradient passes.
+        (B, C, H, W) float32.
 
     Raises:
         ValueError: a shape or type is not as above.
-        KernelUnavailableError: ``WSSS_RT_KERNELS=triton``, and the kernels cannot run.
-        WsssError: a kernel too narrow for images of this size, or more pixels at once than can be counted.
     """
     if probabilities.dim() != 4 or images.dim() != 4 or len(images) != len(probabilities):
         shapes = f"{tuple(images.shape)} and {tuple(probabilities.shape)}"
         raise ValueError(f"images must be (B, H, W, 3) and probabilities (B, C, H, W), and are {shapes}")
-    if not len(images):
-        return torch.empty_like(probabilities)
-    found = dense_crf_each(
-        list(images),
-        list(probabilities),
-        spatial_sxy=spatial_sxy,
-        spatial_compat=spatial_compat,
-        bilateral_sxy=bilateral_sxy,
-        bilateral_srgb=bilateral_srgb,
-        bilateral_compat=bilateral_compat,
-        iterations=iterations,
-        stop=stop,
-    )
-    return torch.stack(found)
+    found = dense_crf_each(list(images), list(probabilities), **settings)
+    return torch.stack(found) if found else torch.empty_like(probabilities)
 
 
 @torch.no_grad()
@@ -92,16 +56,33 @@ def dense_crf_each(
     iterations: int = 10,
     stop: float = 0.0,
 ) -> list[Tensor]:
-    """:func:`dense_crf` of images of several sizes and numbers of classes, in the launches of one.
+    """Marginals of the fully connected CRF (NeurIPS 2011) of each image after some steps of mean field.
+
+    Semantics, names and defaults are those of ``wsss_rt.refine.dense_crf``, and so are the numbers, to 1e-4.
+    Images may be of several sizes and numbers of classes; they share their launches. The Triton kernels give
+    the same bits from run to run; the reference, on a GPU, does not (``index_add_``).
 
     Args:
-        images: each (H, W, 3) uint8.
-        probabilities: each (C, H, W) float32, of its image.
-
-    Other arguments, and what is raised, as there.
+        images: each (H, W, 3) uint8 RGB, on one device with the probabilities.
+        probabilities: of its image, each (C, H, W) float32, C >= 1, finite (NaN spreads over its image);
+            clipped to 1e-5..1, and need not sum to 1.
+        spatial_sxy: standard deviation of the kernel in position, pixels, > 0.
+        spatial_compat: its strength, >= 0.
+        bilateral_sxy: standard deviation in position of the kernel in position and colour, pixels, > 0.
+        bilateral_srgb: its standard deviation in colour, levels of 0..255, > 0.
+        bilateral_compat: its strength, >= 0.
+        iterations: steps of mean field, >= 0.
+        stop: an image ends early, one step after the first that changed the best class of at most this share
+            of its pixels; 0 takes all steps.
 
     Returns:
-        Marginals, each (C, H, W) float32; for an image alone the same as in any company, to rounding.
+        Marginals, each (C, H, W) float32 in 0..1, which sum to 1 over C; for an image alone the same as in
+        any company, to rounding. No gradient passes.
+
+    Raises:
+        ValueError: a shape or type is not as above.
+        KernelUnavailableError: ``WSSS_RT_KERNELS=triton``, and the kernels cannot run.
+        WsssError: a kernel too narrow for images of this size, or more pixels at once than can be counted.
     """
     _check(images, probabilities)
     if not images:

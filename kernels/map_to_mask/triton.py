@@ -23,8 +23,9 @@ WARPS = 8
 
 @triton.jit
 def _sample(
-    tokens, row, row_weight, column, column_weight, rows, cols, height, width, grids, TAPS: tl.constexpr
-):
+    tokens, row, row_weight, column, column_weight, rows, cols, height, width, grids,
+    PEAK: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
     """One map at a tile of pixels: along rows, then down columns, tap by tap, grid by grid."""
     row_mask, col_mask = rows < height, cols < width
     inside = row_mask[:, None] & col_mask[None, :]
@@ -42,6 +43,8 @@ def _sample(
                 across += values * weight[None, :]
             of_grid += across * tl.load(row_weight + of_rows + down, mask=row_mask, other=0.0)[:, None]
         total += of_grid
+    if PEAK:
+        total = tl.maximum(total, 0.0)
     return total
 
 
@@ -64,20 +67,9 @@ def _find_range(
     """Smallest and largest value of every map; a minimum and a maximum know no order."""
     which, rows, cols = _tile(height, width, ROWS, COLS)
     value = _sample(
-        tokens + which * per_map,
-        row,
-        row_weight,
-        column,
-        column_weight,
-        rows,
-        cols,
-        height,
-        width,
-        grids,
-        TAPS,
-    )
-    if PEAK:
-        value = tl.maximum(value, 0.0)
+        tokens + which * per_map, row, row_weight, column, column_weight, rows, cols, height, width, grids,
+        PEAK, TAPS,
+    )  # fmt: skip
     inside = (rows < height)[:, None] & (cols < width)[None, :]
     tl.atomic_max(high + which, tl.max(tl.where(inside, value, float("-inf"))), sem="relaxed")
     if not PEAK:
@@ -90,20 +82,9 @@ def _normalised(
     grids, epsilon, PEAK: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
     value = _sample(
-        tokens + which * per_map,
-        row,
-        row_weight,
-        column,
-        column_weight,
-        rows,
-        cols,
-        height,
-        width,
-        grids,
-        TAPS,
-    )
-    if PEAK:
-        value = tl.maximum(value, 0.0)
+        tokens + which * per_map, row, row_weight, column, column_weight, rows, cols, height, width, grids,
+        PEAK, TAPS,
+    )  # fmt: skip
     least = tl.load(low + which)
     return tl.div_rn(value - least, tl.zeros_like(value) + (tl.load(high + which) - least + epsilon))
 

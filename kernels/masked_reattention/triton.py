@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from wsss_rt.kernels._blocks import load_rows, store_rows
-from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, fit, meta_heads, widen, wrap_triton
-from wsss_rt.kernels._tiles import tile_for
+from wsss_rt.kernels._launch import LOG2_E, dense_rows, dot_precision, meta_heads, widen, wrap_triton
+from wsss_rt.kernels._tiles import fit, tile_for
 from wsss_rt.kernels.masked_reattention import reference
 from wsss_rt.kernels.masked_reattention.constants import EPSILON
 

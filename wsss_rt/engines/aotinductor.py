@@ -271,7 +271,8 @@ class _Graphs:
             self._call(taken)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # other threads copy and wait meanwhile, which the default mode would take for part of the recording
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = self._call(taken)
         return graph, taken, outputs
 
