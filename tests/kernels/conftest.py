@@ -10,6 +10,11 @@ import torch
 
 pytest.importorskip("triton")
 
+# torch lists its constructors when a device is first chosen by `with`, for the whole process: the list must
+# hold the real ones, or `with torch.device(...)` does nothing in whatever test comes later
+with torch.device("meta"):
+    torch.empty(0)
+
 
 @pytest.fixture
 def device() -> str:
