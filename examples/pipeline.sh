@@ -24,7 +24,7 @@ work=${1:-runs/pipeline}
 : "${HELD_OUT:=150}"              # scenes that nothing learns from
 : "${SEED:=11}"                   # of the scenes; the held-out ones take the next
 : "${THREADS:=1}"                 # of PyTorch in training; scenes are drawn beside it
-: "${WSSS_RT:=wsss-rt}"           # the command
+: "${WSSS_RT:=wsss-rt}"           # the program, by name or path
 : "${PYTHON:=python3}"            # reads and writes JSON, with its standard library
 
 settings=$(for name in LOCALIZER LOCALIZER_IMAGES TRAIN_SCENES AFFINITY_SCENES AFFINITY_IMAGES \
@@ -56,26 +56,26 @@ stage() {
 score() {
   local found=$work/miou/$1.json
   if [ ! -f "$found" ]; then
-    $WSSS_RT eval "$work/masks/$1" "$2/SegmentationClass" --classes scenes --allow-missing --worst 0 --json "$found" >/dev/null
+    "$WSSS_RT" eval "$work/masks/$1" "$2/SegmentationClass" --classes scenes --allow-missing --worst 0 --json "$found" >/dev/null
   fi
-  $PYTHON - "$found" "$3" <<'PYTHON' | tee -a "$work/table.txt"
+  "$PYTHON" - "$found" "$3" <<'PYTHON' | tee -a "$work/table.txt"
 import json, sys
 print(f"   mIoU {100 * json.load(open(sys.argv[1]))['miou']:5.1f} %  {sys.argv[2]}")
 PYTHON
 }
 
-train() { OMP_NUM_THREADS=$THREADS $WSSS_RT train "$@"; }
-export_run() { rm -f "$2"; $WSSS_RT export "$1" --out "$2"; }
+train() { OMP_NUM_THREADS=$THREADS "$WSSS_RT" train "$@"; }
+export_run() { rm -f "$2"; "$WSSS_RT" export "$1" --out "$2"; }
 # label NAME SCENES OPTIONS...: masks/NAME
-label() { $WSSS_RT label "$2/JPEGImages" --out "$work/masks/$1" --format png --quiet "${@:3}"; }
+label() { "$WSSS_RT" label "$2/JPEGImages" --out "$work/masks/$1" --format png --quiet "${@:3}"; }
 
 : >"$work/table.txt"
 learn=$work/scenes/train sample=$work/scenes/affinity held=$work/scenes/held-out
 
 # 1. Images and their tags. A seed's first scenes are the same however many follow: the sample is a part of the rest.
-stage scenes $WSSS_RT scenes --out "$learn" --count "$TRAIN_SCENES" --seed "$SEED"
-stage scenes-affinity $WSSS_RT scenes --out "$sample" --count "$AFFINITY_SCENES" --seed "$SEED"
-stage scenes-held-out $WSSS_RT scenes --out "$held" --count "$HELD_OUT" --seed $((SEED + 1))
+stage scenes "$WSSS_RT" scenes --out "$learn" --count "$TRAIN_SCENES" --seed "$SEED"
+stage scenes-affinity "$WSSS_RT" scenes --out "$sample" --count "$AFFINITY_SCENES" --seed "$SEED"
+stage scenes-held-out "$WSSS_RT" scenes --out "$held" --count "$HELD_OUT" --seed $((SEED + 1))
 
 # 2. The localizer learns from tags. Validation chooses its map and thresholds, on scenes of yet another seed.
 run=$LOCALIZER
@@ -142,7 +142,7 @@ for student in $STUDENTS; do
   score "$student-crf" "$held" "segmenter ($student) and CRF, no tags, held-out scenes"
 done
 
-$PYTHON - "$work" <<'PYTHON'
+"$PYTHON" - "$work" <<'PYTHON'
 """Everything into results.json."""
 import json, sys
 from pathlib import Path

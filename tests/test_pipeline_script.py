@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,14 @@ if words[0] == "eval":
 
 def run(tmp_path: Path, **settings: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
     """The script on tmp_path/work, and the commands that it ran this time."""
-    recorder, record = tmp_path / "recorder.py", tmp_path / "record"
+    recorder, record, program = (tmp_path / name for name in ("recorder.py", "record", "wsss rt"))
     recorder.write_text(RECORDER)
     record.write_text("")
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(recorder))} "$@"\n')
+    program.chmod(0o755)
     environment = {
         **os.environ,
-        "WSSS_RT": f"{sys.executable} {recorder}",
+        "WSSS_RT": str(program),
         "PYTHON": sys.executable,
         "RECORD": str(record),
         **settings,
