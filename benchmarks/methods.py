@@ -64,7 +64,7 @@ class Row:
 
 
 # The official weight of ACR's consistency, 100, is for a pretrained model of 577 tokens. From scratch it
-# makes attention uniform before any class is learned, as 5 does too; the row at the end shows that.
+# makes attention uniform before any class is learned; the row at the end shows that.
 GENTLE = 0.3
 
 ROWS = (

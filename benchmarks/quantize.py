@@ -158,10 +158,11 @@ def processor(work: Path) -> dict[str, Any]:
 
 
 def speed(name: str, work: Path) -> dict[str, Any]:
-    """Time of the model alone, by ``wsss-rt bench``."""
+    """Time of the model alone on two images, as an image and its mirror image are, by ``wsss-rt bench``."""
     whole, int8 = models(work)[name]
     out = work / f"bench-{name}.json"
     size = ["--size", "x".join(map(str, DEIT_SIZE))] if name == "deit-s" else []
+    size += ["--batch", "2"]
     wsss_rt(
         "bench", whole, "--quantized", int8, "--scope", "model", "--seconds", 5, "--json", out, *size
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,15 @@ WIDTH, HEIGHT = 96, 64
 ORIENTATION = 0x0112
 # the bytes are Latin-1; as UTF-8 they mean nothing
 NOT_UTF8 = os.fsdecode(b"caf\xe9.jpg")
+
+
+#: Text of a JSON file to what a crash, a full disk or a stray hand makes of it.
+DAMAGED_JSON: tuple[Callable[[str], str], ...] = (
+    lambda text: text[: len(text) // 2],
+    lambda text: "",
+    lambda text: "[]",
+    lambda text: "\0\xff",
+)
 
 
 @dataclass

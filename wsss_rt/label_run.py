@@ -131,8 +131,8 @@ def _open_engine(job: Job, plan: Plan, previous: Mapping[str, Any] | None, told:
     )
 
 
-def _typical_shape(plan: Plan) -> tuple[int, int] | None:
-    """(height, width) of the model's input for the first image whose header can be read."""
+def _typical_shape(plan: Plan) -> tuple[int, ...] | None:
+    """(B, 3, H, W) of a call of the model for the first image whose header can be read."""
     for source in plan.sources[:PEEKED]:
         try:
             size = header_size(source.path, max_pixels=plan.options.max_pixels)
@@ -141,7 +141,7 @@ def _typical_shape(plan: Plan) -> tuple[int, int] | None:
             continue
         ((width, height),), _ = pass_sizes(size, plan.card.input)
         most = plan.card.input.window or max(width, height)
-        return min(height, most), min(width, most)
+        return 2 if plan.options.flip else 1, 3, min(height, most), min(width, most)
     return None
 
 

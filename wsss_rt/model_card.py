@@ -232,6 +232,23 @@ def read_card(path: Path) -> ModelCard:
     return read_artifact(path)[0]
 
 
+def broken_seal(source: str | Path, *, has_card: bool, writer: str = "wsss-rt export") -> WsssError:
+    """The error for a file without its seal: a model that was changed, or what ``writer`` did not write."""
+    if not has_card:
+        return WsssError(
+            f"{source} is not a wsss-rt model",
+            why="it carries no model card: it comes from elsewhere, or it was cut short",
+            fix=f"write one with `{writer}`, or copy it again",
+            code="no_card",
+        )
+    return WsssError(
+        f"the model {source} is damaged or was changed",
+        why="its bytes do not match the SHA-256 that it was sealed with",
+        fix="copy it again from where it came, or run `wsss-rt export` again",
+        code="model_damaged",
+    )
+
+
 def read_artifact(path: Path) -> tuple[ModelCard, bytes]:
     """Card and bytes of an artifact whose seal is intact; engines load the very bytes that were checked.
 
@@ -254,19 +271,7 @@ def read_artifact(path: Path) -> tuple[ModelCard, bytes]:
     seal_length = len(_metadata_field(SEAL_KEY, "0" * 64))
     body, tail = data[:-seal_length], data[-seal_length:]
     if tail != _metadata_field(SEAL_KEY, hashlib.sha256(body).hexdigest()):
-        if CARD_KEY.encode() not in data:
-            raise WsssError(
-                f"{path} is not a wsss-rt model",
-                why="it carries no model card: it comes from elsewhere, or it was cut short",
-                fix="write one with `wsss-rt export`, or copy it again",
-                code="no_card",
-            )
-        raise WsssError(
-            f"the model {path} is damaged or was changed",
-            why="its bytes do not match the SHA-256 that it was sealed with",
-            fix="copy it again from where it came, or run `wsss-rt export` again",
-            code="model_damaged",
-        )
+        raise broken_seal(path, has_card=CARD_KEY.encode() in data)
     card = ModelCard.from_json(_card_text(body, path), source=str(path))
     return card, data
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wsss_rt.errors import WsssError
-from wsss_rt.model_card import ModelCard
+from wsss_rt.model_card import ModelCard, broken_seal
 
 MEMBER = "extra/wsss_rt.json"
 _SEAL = b"wsss_rt_sha256="
@@ -100,19 +100,7 @@ def read_package(data: bytes, source: str) -> tuple[ModelCard, BuiltFor]:
     """
     body, tail = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
     if tail != _SEAL + hashlib.sha256(body).hexdigest().encode():
-        if MEMBER.encode() not in data:
-            raise WsssError(
-                f"{source} is not a wsss-rt model",
-                why="it is a zip without a model card: it comes from elsewhere, or it was cut short",
-                fix="write one with `wsss-rt export --to aotinductor`, or copy it again",
-                code="no_card",
-            )
-        raise WsssError(
-            f"the model {source} is damaged or was changed",
-            why="its bytes do not match the SHA-256 that it was sealed with",
-            fix="copy it again from where it came, or run `wsss-rt export` again",
-            code="model_damaged",
-        )
+        raise broken_seal(source, has_card=MEMBER.encode() in data, writer="wsss-rt export --to aotinductor")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()

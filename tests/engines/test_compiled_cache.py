@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.nasty import DAMAGED_JSON
+from tests.processes import start_python
 from wsss_rt.engines import compiled_cache
 from wsss_rt.engines.compiled_cache import CompiledFile, Identity, compiled_folder, obtain
 from wsss_rt.errors import WsssError
@@ -99,10 +101,7 @@ def test_an_engine_file_that_was_changed_is_not_loaded_and_built_once(builder: B
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: "\0\xff",
+        *DAMAGED_JSON,
         lambda text: text.replace('"parity": {}', '"parity": 3'),
         lambda text: text.replace('"identity"', '"other"'),
         lambda text: text.replace('"format": 1', '"format": 99'),
@@ -260,15 +259,7 @@ obtain(IDENTITY, build, tell=lambda line: None)
 
 
 def building_process() -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_BUILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "building\n"
-    return process
+    return start_python(SLOW_BUILD, says="building")
 
 
 def test_a_cache_that_another_process_writes_is_waited_for_and_used(builder: Builder) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.nasty import DAMAGED_JSON
 from wsss_rt.engines import open_engine, select
 from wsss_rt.errors import UsageError, WsssError
 
@@ -43,6 +44,11 @@ def test_auto_measures_both_and_takes_the_faster(color_model: Path) -> None:
     assert engine.backend == choice["picked"] == min(BOTH, key=lambda name: choice["candidates"][name])
     assert "2x3x64x48" in choice["reason"]
     json.dumps(choice)
+
+
+def test_a_trial_is_on_what_labelling_sends_an_image_and_its_mirror_image(color_model: Path) -> None:
+    assert "2x3x64x48" in open_engine(color_model, sample_shape=(64, 48)).choice["reason"]
+    assert "on 2x3x" in open_engine(color_model, threads=1).choice["reason"]
 
 
 def test_the_outcome_is_remembered_for_this_user_alone(color_model: Path, cache_home: Path) -> None:
@@ -85,10 +91,7 @@ def test_another_size_thread_count_or_model_is_measured_anew(color_model: Path, 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[]",
-        lambda text: "\0\xff",
+        *DAMAGED_JSON,
         lambda text: json.dumps(json.loads(text) | {"candidates": {"onnxruntime": "fast"}}),
         lambda text: json.dumps(json.loads(text) | {"candidates": {}}),
         lambda text: json.dumps(json.loads(text) | {"candidates": {"no-such-engine": 0.1}}),

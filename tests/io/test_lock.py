@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.processes import start_python
 from wsss_rt.errors import WsssError
 from wsss_rt.io import lock as module
 from wsss_rt.io.lock import LOCK_NAME, RunLock
@@ -30,15 +31,7 @@ lock.release()
 
 
 def hold(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    return process
+    return start_python(HOLDER, str(folder), says="held")
 
 
 def test_a_second_process_is_refused_by_name_and_may_come_later(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def open_engine(
         device: ``auto``, ``cpu`` or ``cuda``; auto is cuda where a backend can start it.
         precision: ``auto``, or one of :data:`PRECISIONS`; auto is what the artifact was made for.
         threads: processors for one image; by default all that the process may use.
-        sample_shape: (B, 3, H, W) or (H, W) of a typical input, for the trial.
+        sample_shape: (B, 3, H, W) of a typical call, for the trial, or (H, W) of an image, which labelling
+            sends with its mirror image.
         cache: whether a trial's outcome is remembered in the user's cache folder.
         trial: False skips the trial, for a job too short to repay it: what an earlier trial found still
             counts, otherwise the first backend that opens is taken.
@@ -266,9 +267,11 @@ def _none_runs(candidates: dict[str, float | str]) -> WsssError:
 def _trial_shape(sample: tuple[int, ...] | None, card: ModelCard) -> tuple[int, int, int, int]:
     if sample is not None and len(sample) == 4:
         return (sample[0], 3, sample[2], sample[3])
+    # labelling sends an image and its mirror image, and engines differ in how well they run two
+    rows = 1 if card.kind == "affinity" else 2
     if sample is not None and len(sample) == 2:
-        return (1, 3, sample[0], sample[1])
+        return (rows, 3, sample[0], sample[1])
     if sample is not None:
         raise ValueError(f"sample_shape must be (B, 3, H, W) or (H, W), not {sample}")
     side = card.input.size or _DEFAULT_SIDE
-    return (1, 3, side, side)
+    return (rows, 3, side, side)
