@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,14 @@ def chosen_scenes() -> list[Sample]:
 def class_map(run: Path, kind: str, sample: Sample, label: int) -> Array:
     """(H, W) float32 in 0..1 of one class."""
     model, config = load_run(run)
-    options = {entry.name: entry.options for entry in map_kinds(model)}[kind]
+    name, _, rectified = kind.partition(", ")
+    options = {entry.name: entry.options for entry in map_kinds(model)}[name]
+    rule = replace(model.map_rule, normalise="peak") if rectified else model.map_rule
     one = prepare_passes(sample.image, config.input, scales=(1.0,), flip=True)[0]
     with torch.no_grad():
         found = model.localize_each(torch.from_numpy(one.images), [options])[0]
     height, width = sample.image.shape[:2]
-    merged: Array = merge_passes(
-        [found.maps.numpy()], [label], size=(height, width), rule=getattr(model, "map_rule", None)
-    )[0]
+    merged: Array = merge_passes([found.maps.numpy()], [label], size=(height, width), rule=rule)[0]
     return merged
 
 
