@@ -6,6 +6,12 @@
 
 from __future__ import annotations
 
-from wsss_rt.kernels._dispatch import KernelUnavailableError, kernel_mode, last_path, use_kernels
+from wsss_rt.kernels._dispatch import (
+    KernelUnavailableError,
+    kernel_mode,
+    last_path,
+    tracing_onnx,
+    use_kernels,
+)
 
-__all__ = ["KernelUnavailableError", "kernel_mode", "last_path", "use_kernels"]
+__all__ = ["KernelUnavailableError", "kernel_mode", "last_path", "tracing_onnx", "use_kernels"]

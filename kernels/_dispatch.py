@@ -77,6 +77,11 @@ def tracing_plugins() -> bool:
     return _plugins
 
 
+def tracing_onnx() -> bool:
+    """Whether an ONNX graph of plain operations is being made, in which no accumulator can be changed."""
+    return torch.onnx.is_in_onnx_export() and not _plugins
+
+
 def last_path(operator: str) -> str | None:
     """What the operator ran when last called: ``reference``, or ``triton`` with its launches in brackets."""
     return _ran.get(operator)

@@ -76,3 +76,21 @@ def test_bfloat16_is_said_and_close() -> None:
     assert full.precision == "float32"
     maps = full.infer(images).maps
     assert np.abs(half.infer(images).maps - maps).max() <= 0.2 * np.abs(maps).max()
+
+
+def test_openvino_holds_the_attention_of_one_layer_at_a_time() -> None:
+    """Each layer's mean over heads is taken before the next layer's softmax, so that its attention can go."""
+    openvino = pytest.importorskip("openvino")
+    from wsss_rt.engines.openvino import _maps_first, shared_core
+
+    graph = shared_core().read_model(model=exported().path.read_bytes(), weights=b"")
+    assert isinstance(graph, openvino.Model)
+    compiled = shared_core().compile_model(_maps_first(graph), "CPU")
+    order = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        found = {name: node.get_rt_info()[name].astype(str) for name in ("execOrder", "layerType")}
+        if found["layerType"] in ("Softmax", "Reduce"):
+            order.append((int(found["execOrder"]), found["layerType"]))
+    kinds = [kind for _, kind in sorted(order)]
+    layers = kinds.count("Softmax")
+    assert layers == 3 and kinds[: 2 * layers] == ["Softmax", "Reduce"] * layers

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from wsss_rt.errors import UsageError
+from wsss_rt.kernels import tracing_onnx
 from wsss_rt.kernels.affinity_propagate import Form, affinity_propagate, form_for
 from wsss_rt.kernels.attention_aggregate import attention_aggregate
+from wsss_rt.kernels.attention_aggregate.graph import attention_with_mean
 
 #: Where patch affinity comes from: the official attention, or how alike the patch tokens are.
 AFFINITY_SOURCES = ("attention", "tokens")
@@ -70,6 +72,10 @@ class AttentionSums:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         """Attention (B, H, T, d) of a layer, which adds its parts to the sums on the way."""
+        if tracing_onnx():
+            mixed, mean = attention_with_mean(q, k, v, None if self._affinity else self._classes, scale=scale)
+            self.add(layer, mean)
+            return mixed
         if self._affinity and self._form is None:
             self._form = form_for(
                 q, k, class_tokens=self._classes, channels=self._classes, layers=self._depth, uses=self._uses
@@ -91,7 +97,7 @@ class AttentionSums:
         return attention_aggregate(q, k, v, self._classes, class_map, affinity, scale=scale)
 
     def add(self, layer: int, attention: Tensor) -> None:
-        """Add the head-mean attention (B, C + N, C + N) of a layer."""
+        """Add the head-mean attention (B, C + N, C + N) of a layer; without affinity its first C rows do."""
         self._form = "accumulated"
         patches = attention[:, :, self._classes :].float()
         if layer >= self._first_fused:
@@ -128,13 +134,17 @@ class ClassRows:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         """Attention (B, H, T, d) of a layer, whose row is kept."""
+        if tracing_onnx():
+            mixed, mean = attention_with_mean(q, k, v, 1, scale=scale)
+            self.add(layer, mean)
+            return mixed
         row = q.new_zeros((q.shape[0], 1, q.shape[2] - 1), dtype=torch.float32)
         mixed = attention_aggregate(q, k, v, 1, row, scale=scale)
         self.rows.append(row[:, 0].detach())
         return mixed
 
     def add(self, layer: int, attention: Tensor) -> None:
-        """Keep the row of a layer's head-mean attention (B, 1 + N, 1 + N)."""
+        """Keep the first row of a layer's head-mean attention (B, 1 or more, 1 + N)."""
         self.rows.append(attention[:, 0, 1:].detach().float())
 
 
@@ -177,5 +187,27 @@ def refine(affinity: Tensor, maps: Tensor) -> Tensor:
     Returns:
         (B, C, rows, columns).
     """
-    propagated = maps.flatten(2) @ affinity.transpose(-2, -1)
+    flat = maps.flatten(2)
+    propagated = flat @ affinity.transpose(-2, -1) if not tracing_onnx() else _around_height(affinity, flat)
     return propagated.reshape(maps.shape)
+
+
+def _around_height(affinity: Tensor, flat: Tensor) -> Tensor:
+    """``flat @ affinity^T`` for engines that round every product to eight bits of mantissa.
+
+    Maps differ from pixel to pixel by a part of their height, and rounding to a part of the height took a
+    tenth of that away. So each map's height is found first, then subtracted inside the product, as one more
+    column with a weight of 1, and added again behind it. Exact in exact arithmetic, whatever the height is.
+
+    Args:
+        affinity: (B, N, N).
+        flat: (B, C, N).
+    """
+    patches = flat.shape[-1]
+    rough = (affinity @ flat.transpose(-2, -1)).transpose(-2, -1)
+    # a product, not a mean: the same rounded number must enter the column and the sum behind it
+    height = rough @ flat.new_full((patches, 1), 1 / patches)
+    wide = torch.cat((affinity, affinity.new_ones(affinity.shape[0], patches, 1)), dim=-1)
+    # the affinity stands first so that OpenVINO, which follows the first input first, adds each layer's
+    # attention as it appears, and holds one layer's at a time
+    return (wide @ torch.cat((flat, -height), dim=-1).transpose(-2, -1)).transpose(-2, -1) + height
