@@ -22,6 +22,7 @@ def pipeline(result: dict[str, Any]) -> str:
     names = {
         "float32": "`wsss-rt label`, float32",
         "bfloat16": "`wsss-rt label`, bfloat16",
+        "mixed": "`wsss-rt label`, mixed",
         "peer": "peer, float32",
         "peer_bfloat16": "peer, bfloat16 by autocast",
     }
@@ -46,11 +47,13 @@ def pipeline(result: dict[str, Any]) -> str:
         "what plain matrix products reach"
         for name, entry in result["model_stage"].items()
     )
+    again = result["sides"].get("mixed", {}).get("second_looks")
+    looks = f" Mixed ran {again} of the photographs again in float32." if again is not None else ""
     note = (
         f"\n{result['photographs']} photographs of VOC's size, MCTformer-V2 on DeiT-S with seeded weights, "
         "scale 1 and mirror image, tags given, CRF; in turns of a few photographs, the median of the turns' "
         "ratios. Pixels: against the peer in float32. Stages: median of a photograph; those of "
-        f"`wsss-rt label` overlap. The model alone, in OpenVINO: {alone}. "
+        f"`wsss-rt label` overlap.{looks} The model alone, in OpenVINO: {alone}. "
         f"{machine_line(result, 'openvino', 'torch', 'pydensecrf2')}"
     )
     return markdown(head, rows) + note

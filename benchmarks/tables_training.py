@@ -127,7 +127,7 @@ def pipeline_stages(result: dict[str, Any]) -> str:
         f"{int(settings['LOCALIZER_IMAGES']):,} images, pseudo-labels by {settings['LABELS']}, "
         f"segmenters of {int(settings['STUDENT_IMAGES']):,} images. All stages: "
         f"{result['total']['processor'] / 60:.1f} minutes of one processor, "
-        f"{result['total']['wall'] / 60:.1f} on the clock of a machine that other work kept busy. "
+        f"{result['total']['wall'] / 60:.1f} on the clock. {result.get('note', '')} "
         f"{machine_line(result, 'torch', 'onnxruntime')}"
     )
     return markdown(head, rows) + note

@@ -55,7 +55,9 @@ class DeviceLocalization:
         """See :meth:`wsss_rt.localization.Localization.prepare`."""
         return localize.resized_pixels(image, self._card.input, scales=self._options.scales or (1.0,))
 
-    def infer(self, group: Sequence[Sequence[NDArray[np.uint8]]]) -> list[Inferred]:
+    def infer(
+        self, group: Sequence[Sequence[NDArray[np.uint8]]], given: Sequence[tuple[int, ...] | None]
+    ) -> list[Inferred]:
         """See :meth:`wsss_rt.localization.Localization.infer`; does not wait for this batch."""
         with self._errors(group[0][0].shape):
             return self._maps.infer(group, flip=bool(self._options.flip))

@@ -34,10 +34,12 @@ class Settled:
     Attributes:
         scores: per pass (F, C) float32 logits.
         milliseconds: this image's share of what the engine took for its batch.
+        notes: what its record is to say of how it was run.
     """
 
     scores: list[NDArray[np.float32]]
     milliseconds: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ class Localization(Protocol):
         """The passes of an image (H, W, 3) uint8 RGB, upright; thread-safe. Each has a ``shape``."""
         ...
 
-    def infer(self, group: Sequence[Sequence[Any]]) -> list[Any]:
+    def infer(self, group: Sequence[Sequence[Any]], given: Sequence[tuple[int, ...] | None]) -> list[Any]:
         """What the model says of each image of a batch; called from one thread.
 
         Args:
             group: per image its passes, of the same shapes for all.
+            given: per image the 0-based indices of the classes that its tags name; None where the model
+                is to predict them.
 
         Raises:
             ImageError: the engine failed on this input.
@@ -122,6 +126,12 @@ def open_localization(engine: Engine, options: LabelOptions, refiner: Refiner | 
             why="it gives arrays, or slides a window over the image",
             fix="leave localization at auto",
         )
+    exact = getattr(engine, "exact", None)
+    if exact is not None:
+        from wsss_rt.second_look import SecondLook
+
+        fast, again = (HostLocalization(one, options, refiner) for one in (engine, exact))
+        return SecondLook(fast, again, card=engine.card, background=float(options.background or 0.0))
     # on a CPU numpy and OpenCV are quicker
     if (
         options.localization == "numpy"
@@ -143,6 +153,25 @@ def auto_batch(engine: Engine, *, flip: bool) -> int:
     return max(1, lanes // (2 if flip else 1))
 
 
+@dataclass(frozen=True)
+class HostInferred:
+    """What the model says of one image.
+
+    Attributes:
+        outputs: per pass.
+        milliseconds: this image's share of what the engine took for its batch.
+        notes: see :class:`Settled`.
+    """
+
+    outputs: list[EngineOutput]
+    milliseconds: float
+    notes: tuple[str, ...] = ()
+
+    def after(self, first: HostInferred, note: str) -> HostInferred:
+        """This, found in a second run after ``first``."""
+        return HostInferred(self.outputs, first.milliseconds + self.milliseconds, (*first.notes, note))
+
+
 class HostLocalization:
     """In numpy; see :class:`Localization`. Arguments as :func:`open_localization` takes them."""
 
@@ -159,7 +188,9 @@ class HostLocalization:
             image, self._engine.card.input, scales=options.scales or (1.0,), flip=bool(options.flip)
         )
 
-    def infer(self, group: Sequence[Sequence[localize.Pass]]) -> list[tuple[list[EngineOutput], float]]:
+    def infer(
+        self, group: Sequence[Sequence[localize.Pass]], given: Sequence[tuple[int, ...] | None]
+    ) -> list[HostInferred]:
         """See :meth:`Localization.infer`."""
         clock = Stopwatch()
         outputs: list[list[EngineOutput]] = [[] for _ in group]
@@ -172,17 +203,17 @@ class HostLocalization:
                 for index, own in enumerate(outputs):
                     cut = slice(index * rows, (index + 1) * rows)
                     own.append(EngineOutput(output.scores[cut], output.maps[cut]))
-        return [(own, clock.milliseconds["infer"] / len(group)) for own in outputs]
+        return [HostInferred(own, clock.milliseconds["infer"] / len(group)) for own in outputs]
 
-    def settle(self, inferred: tuple[list[EngineOutput], float]) -> Settled:
+    def settle(self, inferred: HostInferred) -> Settled:
         """See :meth:`Localization.settle`."""
-        outputs, milliseconds = inferred
-        localize.check_finite(outputs)
-        return Settled([output.scores for output in outputs], milliseconds)
+        localize.check_finite(inferred.outputs)
+        scores = [output.scores for output in inferred.outputs]
+        return Settled(scores, inferred.milliseconds, inferred.notes)
 
     def mark(
         self,
-        inferred: tuple[list[EngineOutput], float],
+        inferred: HostInferred,
         image: NDArray[np.uint8],
         present: tuple[int, ...],
         clock: Stopwatch,
@@ -192,7 +223,7 @@ class HostLocalization:
         sure_background: NDArray[np.bool_] | None = None
         with clock.stage("localize"):
             background, planes, maps = self._class_planes(
-                [output.maps for output in inferred[0]], present, size
+                [output.maps for output in inferred.outputs], present, size
             )
         if self._refiner is not None and maps is not None:
             with clock.stage("refine"):

@@ -104,7 +104,9 @@ class ImageStages:
 
     def _infer_group(self, group: Sequence[Work]) -> None:
         try:
-            found = self.localization.infer([work.passes for work in group])
+            found = self.localization.infer(
+                [work.passes for work in group], [self._given(work) for work in group]
+            )
         except ImageError as error:
             if len(group) == 1:
                 group[0].fail(error)
@@ -160,6 +162,7 @@ class ImageStages:
         result, decoded, options = work.result, work.decoded, self._options
         settled = self.localization.settle(work.inferred)
         work.clock.add("infer", settled.milliseconds)
+        result.notes = (*result.notes, *settled.notes)
         probabilities = localize.tag_probabilities(settled.scores)
         result.scores = {
             name: round(float(value), 6) for name, value in zip(self._names, probabilities, strict=True)
@@ -192,6 +195,10 @@ class ImageStages:
             result.maps = np.ascontiguousarray(np.moveaxis(turned, 2, 0))
         work.decoded = work.inferred = None
 
+    def _given(self, work: Work) -> tuple[int, ...] | None:
+        """0-based indices of an image's given tags, ascending; None where they are predicted."""
+        return None if work.given is None else tuple(self._names.index(tag) for tag in work.given)
+
     def _found(self, result: Result, mask: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, ...]:
         """0-based indices of the classes in the mask, which are its tags; sets tags, source and flags."""
         values = np.unique(mask)
@@ -210,7 +217,7 @@ class ImageStages:
             result.tag_source = "predicted"
             result.flags = () if present else ("no_class_found",)
             return present
-        present = tuple(self._names.index(tag) for tag in work.given)
+        present = self._given(work) or ()
         result.tags, result.tag_source = work.given, "given"
         if not present:
             result.flags = ("no_tags_given",)

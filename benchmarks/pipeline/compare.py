@@ -30,7 +30,7 @@ from record import write_result
 # labelled by one side before the others take their turns
 SLICE = 4
 SCALE = 0.08  # of the seeded weights; with smaller ones all maps are alike
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "mixed")
 PEER, FAST_PEER = "peer", "peer_bfloat16"
 # photographs of VOC 2012 have it; smaller ones in a folder are copies that someone shrank
 LONGEST_SIDE = 500
@@ -64,7 +64,7 @@ def summary(rows: Sequence[Mapping[str, Any]], side: str, peer: str = PEER) -> d
 
     Args:
         rows: one per turn: ``images``; ``seconds`` and ``processor_seconds`` by side; ``equal`` by side, a
-            list of shares; and ``stages`` by side, milliseconds of each photograph.
+            list of shares; ``stages`` by side, milliseconds of each photograph; ``second_looks`` by side.
         side: name of the side.
         peer: name of the peer.
     """
@@ -80,6 +80,7 @@ def summary(rows: Sequence[Mapping[str, Any]], side: str, peer: str = PEER) -> d
         "ratio_least": min(ratios),
         "processor_ms": 1e3 * worked / images,
         "processor_ratio": of_peer / worked,
+        "second_looks": sum(row["second_looks"][side] for row in rows),
         "stages_ms": _stages([entry for row in rows for entry in row["stages"][side]]),
     }
     if side != peer:
@@ -222,11 +223,14 @@ def measure(
             "seconds": {name: done[name].seconds for name in sides},
             "processor_seconds": {name: done[name].processor_seconds for name in sides},
             "stages": {name: done[name].stages for name in sides},
+            "second_looks": {name: done[name].second_looks for name in sides},
             **_agreement(turn, out, [name for name in sides if name != PEER]),
         }
         print(f"turn {number}: {row['seconds']}" + ("" if number else " (warm-up)"), flush=True)
         if number:
             rows.append(row)
+    # two precisions in one have no rate of products
+    engines.pop("mixed", None)
     return rows, _model_stage(engines, [path for path, _ in chosen[:MODEL_INPUTS]])
 
 

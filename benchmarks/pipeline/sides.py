@@ -26,11 +26,13 @@ class Turn:
         processor_seconds: that all threads of this process worked meanwhile; a neighbour's load, which
             stretches wall time, changes it little.
         stages: milliseconds of every photograph, by stage.
+        second_looks: photographs that ran again in float32.
     """
 
     seconds: float
     processor_seconds: float
     stages: list[dict[str, float]]
+    second_looks: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class OurSide:
         from wsss_rt.io.manifest import Manifest
         from wsss_rt.label_plan import Job
         from wsss_rt.label_run import MANIFEST_NAME, label_folder
+        from wsss_rt.second_look import NOTE
 
         job = Job(
             inputs=[str(path) for path, _ in photographs],
@@ -63,7 +66,8 @@ class OurSide:
         if done.labelled != len(photographs):
             raise SystemExit(f"labelled {done.labelled} of {len(photographs)}: {dict(done.errors)}")
         records = Manifest(out / MANIFEST_NAME).load()
-        return Turn(done.wall_seconds, worked, [dict(record["timings"]) for record in records])
+        again = sum(NOTE in record.get("notes", ()) for record in records)
+        return Turn(done.wall_seconds, worked, [dict(record["timings"]) for record in records], again)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def test_the_ratio_is_of_times_in_the_same_turns(root_dir: Path, monkeypatch: py
             "seconds": {"float32": 2.0, "peer": 5.0},
             "processor_seconds": {"float32": 3.0, "peer": 9.0},
             "equal": {"float32": [1.0, 0.99]},
+            "second_looks": {"float32": 1, "peer": 0},
             "stages": {"float32": [{"infer": 3.0}, {"infer": 5.0, "refine": 4.0}], "peer": [{}, {}]},
         },
         {
@@ -39,6 +40,7 @@ def test_the_ratio_is_of_times_in_the_same_turns(root_dir: Path, monkeypatch: py
             "seconds": {"float32": 2.0, "peer": 3.0},
             "processor_seconds": {"float32": 1.0, "peer": 5.0},
             "equal": {"float32": [0.98]},
+            "second_looks": {"float32": 1, "peer": 0},
             "stages": {"float32": [{"infer": 4.0, "refine": 2.0}], "peer": [{}]},
         },
     ]
@@ -48,7 +50,7 @@ def test_the_ratio_is_of_times_in_the_same_turns(root_dir: Path, monkeypatch: py
     assert found["processor_ratio"] == 3.5 and found["processor_ms"] == pytest.approx(4000 / 3)
     assert found["ratio_median"] == 2.0 and found["ratio_least"] == 1.5
     assert found["pixels_equal_mean"] == pytest.approx(0.99) and found["pixels_equal_least"] == 0.98
-    assert found["stages_ms"] == {"infer": 4.0, "refine": 2.0}
+    assert found["stages_ms"] == {"infer": 4.0, "refine": 2.0} and found["second_looks"] == 2
     assert "pixels_equal_mean" not in compare.summary(rows, "peer")
 
 

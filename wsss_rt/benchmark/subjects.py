@@ -85,7 +85,8 @@ def wanted(backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str
         UsageError: an unknown name.
     """
     # int8 is another file, see quantized_pairs
-    known_precisions = tuple(name for name in PRECISIONS if name not in ("auto", "int8"))
+    # mixed runs one precision or two, image by image: what it takes is a matter of the images
+    known_precisions = tuple(name for name in PRECISIONS if name not in ("auto", "int8", "mixed"))
     for names, known, option in (
         (backends, BACKENDS, "backend"),
         (precisions, known_precisions, "precision"),

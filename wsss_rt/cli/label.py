@@ -143,7 +143,7 @@ def label(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16, int8. [default: auto]"),
+        typer.Option(metavar="NAME", help="auto, float32, bfloat16, mixed, float16, int8. [default: auto]"),
     ] = None,
     batch: Annotated[
         str | None, typer.Option(metavar="N", help="Images of one shape per engine call. [default: auto]")

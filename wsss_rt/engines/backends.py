@@ -11,7 +11,7 @@ from wsss_rt.errors import UsageError, nearest
 from wsss_rt.model_card import ModelCard
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+PRECISIONS = ("auto", "float32", "bfloat16", "mixed", "float16", "int8")
 
 # what people write, where the closest spelling would be the wrong guess
 _SYNONYMS = {
@@ -39,7 +39,8 @@ class Backend:
 
     Attributes:
         devices: where.
-        precisions: that it can compute a float32 artifact in; ``int8`` is a matter of the artifact.
+        precisions: that it can compute a float32 artifact in; ``int8`` is a matter of the artifact, and
+            ``mixed`` is bfloat16 with a second look in float32.
         packages: runs packages of compiled code in place of ONNX.
         module: import name of its library.
         install: how to get that.
@@ -60,7 +61,7 @@ class Backend:
 # in the order of preference where nothing was measured: the first one starts fastest
 TRAITS: Mapping[str, Backend] = {
     "onnxruntime": Backend(("cpu", "cuda"), ("float32",), module="onnxruntime", install="onnxruntime"),
-    "openvino": Backend(("cpu",), ("float32", "bfloat16"), module="openvino", install="openvino"),
+    "openvino": Backend(("cpu",), ("float32", "bfloat16", "mixed"), module="openvino", install="openvino"),
     "tensorrt": Backend(
         ("cuda",), ("float32", "float16", "bfloat16"), module="tensorrt", install="'wsss-rt[tensorrt]'"
     ),
@@ -165,7 +166,7 @@ def _check_quantised(precision: str, card: ModelCard) -> None:
             f"this model computes in {card.precision}, not in int8",
             fix="quantise it first: wsss-rt export MODEL.onnx --precision int8 --calibrate DIR --out FILE",
         )
-    if precision == "float32":
+    if precision in ("float32", "mixed"):
         raise UsageError(
             "this model is quantised to int8 and has no float32",
             fix="drop --precision, or give the model that it was made from",

@@ -72,6 +72,14 @@ def _open_onnxruntime(request: Request) -> Engine:
 def _open_openvino(request: Request) -> Engine:
     from wsss_rt.engines.openvino import OpenVinoEngine
 
+    if request.precision == "mixed":
+        from wsss_rt.engines.mixed import MixedEngine
+
+        fast, exact = (
+            OpenVinoEngine(request.card, request.model, precision=precision, threads=request.threads)
+            for precision in ("bfloat16", "float32")
+        )
+        return MixedEngine(fast, exact)
     # a quantised artifact says itself what runs in eight bits; the rest of it is float32
     precision = "bfloat16" if request.precision == "bfloat16" else "float32"
     return OpenVinoEngine(request.card, request.model, precision=precision, threads=request.threads)

@@ -34,6 +34,8 @@ class WindowedEngine:
         self.card = engine.card
         self.choice: dict[str, Any] = engine.choice
         self.lanes: int = getattr(engine, "lanes", 1)
+        exact: Engine | None = getattr(engine, "exact", None)
+        self.exact = None if exact is None else WindowedEngine(exact, window=window, stride=stride)
 
     def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""

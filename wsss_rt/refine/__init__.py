@@ -52,7 +52,8 @@ def _open_walk(options: LabelOptions) -> Refiner:
         options.walk,
         backend=options.backend,
         device=options.device,
-        precision=options.precision,
+        # an affinity net decides nothing that a second look could tell from a tie
+        precision="float32" if options.precision == "mixed" else options.precision,
         threads=options.threads,
         gate=not options.skip_parity,
     )
