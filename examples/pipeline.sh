@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From tags to a deployed segmenter, on generated scenes, with mIoU after each stage. docs/pipeline.md explains it.
 #
-#   bash examples/pipeline.sh [FOLDER]            about half an hour on two cores that are one's own
+#   bash examples/pipeline.sh [FOLDER]            about twenty minutes on two cores that are one's own
 #   LOCALIZER=embedded bash examples/pipeline.sh  begins with the embedded model instead of training one
 #   LOCALIZER=runs/mine bash examples/pipeline.sh begins with a run of `wsss-rt train` on scenes
 #
@@ -19,7 +19,7 @@ work=${1:-runs/pipeline}
 : "${WALK:=--walk-alpha 8 --walk-steps 8}"
 : "${LABELS:=crf}"                # what refines the pseudo-labels: crf, walk or walk+crf
 : "${STUDENTS:=segvit}"           # segvit, segvit-shrunk, conv-head: one or several; more may be added later
-: "${STUDENT_IMAGES:=16000}"      # images that each sees; crops of 96 px, as labelling shows it at 128
+: "${STUDENT_IMAGES:=40000}"      # images that each sees; crops of 96 px, as labelling shows it at 128
 : "${STUDENT_OPTIONS:=--img-size 96 --set data.input_size=128 --set data.val_images=40}"
 : "${HELD_OUT:=150}"              # scenes that nothing learns from
 : "${SEED:=11}"                   # of the scenes; the held-out ones take the next
