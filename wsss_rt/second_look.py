@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from wsss_rt.timing import Stopwatch
 
 # scores are 0..1, and bfloat16 moves one of them by up to about this much
-NEAR = 0.02
+NEAR = 0.03
 # part of an image's tokens that may be so near; docs/decisions.md says what was measured
-TOLERATED = 0.09
+TOLERATED = 0.135
 NOTE = "run again in float32: many of its scores are close to a tie"
 
 

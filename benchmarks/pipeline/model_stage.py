@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from wsss_rt.engines.base import Engine
 
-ROUNDS = 5
+ROUNDS = 9
 # of a round and engine: the model, and the products after it
 SECONDS = (0.6, 0.3)
 
