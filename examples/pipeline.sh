@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From tags to a deployed segmenter, on generated scenes, with mIoU after each stage. docs/pipeline.md explains it.
 #
-#   bash examples/pipeline.sh [FOLDER]            about twenty minutes on two cores that are one's own
+#   bash examples/pipeline.sh [FOLDER]            under half an hour on two cores
 #   LOCALIZER=embedded bash examples/pipeline.sh  begins with the embedded model instead of training one
 #   LOCALIZER=runs/mine bash examples/pipeline.sh begins with a run of `wsss-rt train` on scenes
 #

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NEAR = 0.03
 # part of an image's tokens that may be so near; docs/decisions.md says what was measured
 TOLERATED = 0.135
-NOTE = "run again in float32: many of its scores are close to a tie"
+NOTE = "run again in float32: rounding may have decided its mask"
 
 
 def is_doubtful(

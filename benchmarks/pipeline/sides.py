@@ -66,7 +66,7 @@ class OurSide:
         if done.labelled != len(photographs):
             raise SystemExit(f"labelled {done.labelled} of {len(photographs)}: {dict(done.errors)}")
         records = list(Manifest(out / MANIFEST_NAME).load())
-        again = sum(NOTE in record.get("notes", ()) for record in records)
+        again = sum(NOTE in record["notes"] for record in records)
         return Turn(done.wall_seconds, worked, [dict(record["timings"]) for record in records], again)
 
 

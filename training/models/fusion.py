@@ -195,8 +195,8 @@ def refine(affinity: Tensor, maps: Tensor) -> Tensor:
 def _around_height(affinity: Tensor, flat: Tensor) -> Tensor:
     """``flat @ affinity^T`` for engines that round every product to eight bits of mantissa.
 
-    Maps differ from pixel to pixel by a part of their height, and rounding to a part of the height took a
-    tenth of that away. So each map's height is found first, then subtracted inside the product, as one more
+    Maps differ from pixel to pixel by a part of their height, and what rounds to a part of the height is
+    coarse beside that. So each map's height is found first, then subtracted inside the product, as one more
     column with a weight of 1, and added again behind it. Exact in exact arithmetic, whatever the height is.
 
     Args:
