@@ -12,14 +12,16 @@ from PIL import Image
 from tests.label_models import ColorEngine, blocks, color_card, write_color_model
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.engines.mixed import MixedEngine
+from wsss_rt.engines.runtime import engine_error
 from wsss_rt.engines.windows import windowed
-from wsss_rt.errors import UsageError
+from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.label_plan import Job
 from wsss_rt.label_run import label_folder
 from wsss_rt.labeler import Labeler
 from wsss_rt.model_card import InputSpec, Recommended
 from wsss_rt.options import LabelOptions
-from wsss_rt.second_look import NOTE, TOLERATED, is_doubtful, near_ties
+from wsss_rt.progress import Silent
+from wsss_rt.second_look import KEPT, NOTE, TOLERATED, is_doubtful, near_ties
 
 NAMES = ("red", "green", "blue")
 
@@ -39,13 +41,15 @@ def ramp(background: float, near: float) -> np.ndarray:
 class Counting(ColorEngine):
     """Counts its calls; its maps are brought near a tie where ``tied``."""
 
-    def __init__(self, *, tied: bool = False, broken: bool = False) -> None:
+    def __init__(self, *, tied: bool = False, broken: bool = False, failure: Exception | None = None) -> None:
         super().__init__()
-        self.calls, self.tied, self.broken = 0, tied, broken
+        self.calls, self.tied, self.broken, self.failure = 0, tied, broken, failure
         self.closed = False
 
     def infer(self, images: np.ndarray) -> EngineOutput:
         self.calls += 1
+        if self.failure is not None:
+            raise self.failure
         found = super().infer(images)
         if self.broken:
             return EngineOutput(found.scores, np.full_like(found.maps, np.nan))
@@ -58,6 +62,16 @@ class Counting(ColorEngine):
 
     def close(self) -> None:
         self.closed = True
+
+
+class Told(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def red_square() -> np.ndarray:
@@ -120,6 +134,70 @@ def test_numbers_that_only_the_fast_engine_loses_cost_no_image() -> None:
     assert lost.error is not None and lost.error.code == "nonfinite_output"
 
 
+SHAPE = (2, 3, 64, 96)
+# as the libraries word them
+FAILURES = {
+    "RuntimeError: bad allocation": "float32 did not fit in memory",
+    "Reshape node failed": "float32 failed (openvino failed on an input of 96x64 px. Reshape node failed)",
+}
+
+
+@pytest.mark.parametrize("said", FAILURES)
+def test_an_image_that_float32_fails_on_keeps_its_mask_and_says_so(said: str) -> None:
+    failure = engine_error(RuntimeError(said), "openvino", SHAPE)
+    exact = Counting(failure=failure)
+    found = Labeler(engine=MixedEngine(Counting(tied=True), exact)).label(red_square(), tags=["red"])
+    alone = Labeler(engine=Counting(tied=True)).label(red_square(), tags=["red"])
+    assert found.error is None and found.mask is not None and alone.mask is not None
+    assert np.array_equal(found.mask, alone.mask)
+    assert [note for note in found.notes if KEPT in note] == [f"{FAILURES[said]}; {KEPT}"]
+    assert NOTE not in found.notes and exact.calls == 1
+
+
+def test_memory_that_numpy_lacks_counts_as_memory() -> None:
+    mixed = MixedEngine(Counting(tied=True), Counting(failure=MemoryError()))
+    found = Labeler(engine=mixed).label(red_square(), tags=["red"])
+    assert found.error is None and f"float32 did not fit in memory; {KEPT}" in found.notes
+
+
+def test_without_a_mask_to_keep_the_exact_engines_error_is_told() -> None:
+    full = engine_error(MemoryError(), "openvino", SHAPE)
+    for failure in (full, MemoryError()):
+        mixed = MixedEngine(Counting(broken=True), Counting(failure=failure))
+        found = Labeler(engine=mixed).label(red_square(), tags=["red"])
+        assert found.error is not None and found.error.code == "out_of_memory"
+
+
+def test_a_lost_device_ends_the_run_and_nothing_is_tried_again() -> None:
+    lost = engine_error(RuntimeError("CUDA error: an illegal memory access"), "onnxruntime", SHAPE)
+    fast, exact = Counting(tied=True), Counting(failure=lost)
+    with pytest.raises(WsssError, match="lost its device"):
+        Labeler(engine=MixedEngine(fast, exact)).label(red_square(), tags=["red"])
+    assert (fast.calls, exact.calls) == (1, 1)
+
+
+def test_a_run_counts_the_masks_that_were_kept(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(red_square()).save(photos / f"{name}.png")
+    model = write_color_model(tmp_path / "model.onnx")
+    full = engine_error(MemoryError(), "openvino", SHAPE)
+    told = Told()
+    done = label_folder(
+        Job(inputs=[str(photos)], out=tmp_path / "out", model=model, max_errors=0),
+        engine=MixedEngine(Counting(tied=True), Counting(failure=full)),
+        progress=told,
+    )
+    # with --fail-fast too: these images have masks
+    assert (done.labelled, done.failed, done.stopped) == (2, 0, "")
+    session = json.loads((tmp_path / "out" / "run.json").read_text())["session"]
+    assert (session["second_looks"], session["second_looks_failed"]) == (0, 2)
+    assert any("2 images that float32 failed on kept their bfloat16 masks" in line for line in told.lines)
+    records = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert all(f"float32 did not fit in memory; {KEPT}" in record["notes"] for record in records)
+
+
 def test_both_engines_are_closed() -> None:
     fast, exact = Counting(), Counting()
     MixedEngine(fast, exact).close()
@@ -178,6 +256,7 @@ class TestOpenVino:
         ]
         noted = {record["path"] for record in records if NOTE in record["notes"]}
         assert noted == {"tied.png"} and run["session"]["second_looks"] == 1
+        assert run["session"]["second_looks_failed"] == 0
 
     def test_it_passes_the_gate_before_its_first_use(self, tmp_path: Path) -> None:
         from wsss_rt.engines import open_engine

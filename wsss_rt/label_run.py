@@ -29,7 +29,7 @@ from wsss_rt.localize import pass_sizes
 from wsss_rt.progress import Progress, Silent
 from wsss_rt.resume import is_done
 from wsss_rt.run_summary import Summary
-from wsss_rt.second_look import NOTE as SECOND_LOOK
+from wsss_rt.second_look import Tally
 from wsss_rt.timing import StageTimes
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class _Run:
         self.writers = open_writers(list(job.formats), job.out, labeler.classes, context=self.record)
         self.summary = Summary(job.out, len(plan.sources))
         self.times = StageTimes()
-        self._told_failures = self._second_looks = 0
+        self._told_failures, self._second_looks = 0, Tally()
 
     def execute(self, previous: Mapping[str, Any] | None) -> Summary:
         """Label what is not labelled yet, then build the files that collect the run."""
@@ -186,6 +186,11 @@ class _Run:
         finally:
             self.summary.wall_seconds = time.monotonic() - began
             self.progress.stop()
+        if self._second_looks.kept:
+            self.progress.message(
+                f"{self._second_looks.kept} images that float32 failed on kept their bfloat16 masks; "
+                f"{MANIFEST_NAME} notes which"
+            )
         self._collect()
         self._finish_record()
         return self.summary
@@ -277,7 +282,7 @@ class _Run:
         record = result.record() | files.result() | {"config": self.config_hash}
         if result.error is None:
             self.summary.labelled += 1
-            self._second_looks += SECOND_LOOK in result.notes
+            self._second_looks.add(result.notes)
         else:
             self._told_failures += 1
             if self._told_failures <= MAX_SHOWN:
@@ -311,7 +316,7 @@ class _Run:
             "stages_ms": self.times.summary(),
             "engine_start_seconds": self.labeler.engine.choice.get("seconds", {}),
             # of --precision mixed, whose time they are
-            **({"second_looks": self._second_looks} if self.labeler.engine.precision == "mixed" else {}),
+            **(self._second_looks.as_dict() if self.labeler.engine.precision == "mixed" else {}),
             "bottleneck": None if found is None else found.as_dict(),
             "peak_memory_bytes": run_record.peak_memory_bytes(),
         }

@@ -64,7 +64,7 @@ class Result:
         confidence: mean margin between the best and the second best score, 0..1.
         flags: what a reviewer should look at: ``no_class_found``, ``no_tags_given``,
             ``tag_without_evidence``, ``all_background``.
-        notes: what was done to the image on its way in, and whether it ran twice.
+        notes: what was done to the image on its way in, and whether it ran twice, or should have.
         size: (width, height) of the file's raster.
         orientation: EXIF orientation, 1..8.
         timings: milliseconds per stage.

@@ -2,31 +2,57 @@
 
 Rounding moves every score by a little. That changes a mask where scores lie close to a tie, and a CRF, which
 weighs large regions against each other, can turn a little into half an image. Few images are like that, and
-their scores show it before the CRF has run.
+their scores show it before the CRF has run. One that float32 fails on, for memory or otherwise, keeps the
+mask that bfloat16 had, and its record says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsss_rt import localize, segment
+from wsss_rt.errors import ImageError, ImageErrorCode
+from wsss_rt.timing import Stopwatch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsss_rt.engines.base import EngineOutput
-    from wsss_rt.localization import HostLocalization, Marked, Settled
+    from wsss_rt.localization import HostInferred, HostLocalization, Marked, Settled
     from wsss_rt.model_card import ModelCard
-    from wsss_rt.timing import Stopwatch
 
 # scores are 0..1, and bfloat16 moves one of them by up to about this much
 NEAR = 0.03
 # part of an image's tokens that may be so near; docs/decisions.md says what was measured
 TOLERATED = 0.135
 NOTE = "run again in float32: rounding may have decided its mask"
+# how the notes of images end that float32 failed on
+KEPT = "the bfloat16 mask was kept, though rounding may have decided it"
+
+
+class Tally:
+    """Counts the second looks that results tell of in their notes.
+
+    Attributes:
+        again: images whose masks float32 decided.
+        kept: images that float32 failed on, whose masks bfloat16 decided.
+    """
+
+    def __init__(self) -> None:
+        self.again = self.kept = 0
+
+    def add(self, notes: Sequence[str]) -> None:
+        """Count an image by its notes."""
+        self.again += NOTE in notes
+        self.kept += any(note.endswith(KEPT) for note in notes)
+
+    def as_dict(self) -> dict[str, int]:
+        """For run.json."""
+        return {"second_looks": self.again, "second_looks_failed": self.kept}
 
 
 def is_doubtful(
@@ -48,7 +74,7 @@ def is_doubtful(
     Returns:
         True also where an output holds NaN or infinity, which the low precision may be to blame for.
     """
-    if not all(np.isfinite(part).all() for output in outputs for part in (output.scores, output.maps)):
+    if not _is_finite(outputs):
         return True
     if card.kind == "segmenter":
         present = tuple(range(len(card.classes))) if given is None else given
@@ -62,6 +88,10 @@ def is_doubtful(
         present = given
     maps = [output.maps for output in outputs]
     return bool(present) and near_ties(maps, present, card, background) >= TOLERATED
+
+
+def _is_finite(outputs: Sequence[EngineOutput]) -> bool:
+    return all(np.isfinite(part).all() for output in outputs for part in (output.scores, output.maps))
 
 
 def near_ties(
@@ -114,13 +144,38 @@ class SecondLook:
     def infer(
         self, group: Sequence[Sequence[localize.Pass]], given: Sequence[tuple[int, ...] | None]
     ) -> list[Any]:
-        """See :meth:`wsss_rt.localization.Localization.infer`; doubtful images run twice."""
+        """See :meth:`wsss_rt.localization.Localization.infer`; doubtful images run twice.
+
+        Raises:
+            ImageError: the fast engine failed, or the exact one where the fast one gave no numbers.
+            WsssError: code ``device_lost``, of either: nothing can run on that device any more.
+        """
         found = self._fast.infer(group, given)
         for index, (inferred, tags) in enumerate(zip(found, given, strict=True)):
             if is_doubtful(inferred.outputs, tags, card=self._card, background=self._background):
-                (again,) = self._exact.infer([group[index]], [tags])
-                found[index] = again.after(inferred, NOTE)
+                found[index] = self._again(group[index], tags, inferred)
         return found
+
+    def _again(
+        self, passes: Sequence[localize.Pass], tags: tuple[int, ...] | None, first: HostInferred
+    ) -> HostInferred:
+        """What float32 says of a doubtful image; what bfloat16 said, where float32 fails on it."""
+        clock = Stopwatch()
+        try:
+            with clock.stage("infer"):
+                (again,) = self._exact.infer([passes], [tags])
+        except (ImageError, MemoryError) as error:
+            if not _is_finite(first.outputs):
+                # there is no mask to keep
+                raise
+            memory = isinstance(error, MemoryError) or error.code == ImageErrorCode.OUT_OF_MEMORY
+            why = "float32 did not fit in memory" if memory else f"float32 failed ({error})"
+            return replace(
+                first,
+                milliseconds=first.milliseconds + clock.milliseconds["infer"],
+                notes=(*first.notes, f"{why}; {KEPT}"),
+            )
+        return again.after(first, NOTE)
 
     def settle(self, inferred: Any) -> Settled:
         """See :meth:`wsss_rt.localization.Localization.settle`."""

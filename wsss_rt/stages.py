@@ -107,9 +107,9 @@ class ImageStages:
             found = self.localization.infer(
                 [work.passes for work in group], [self._given(work) for work in group]
             )
-        except ImageError as error:
+        except (ImageError, MemoryError) as error:
             if len(group) == 1:
-                group[0].fail(error)
+                group[0].fail(error if isinstance(error, ImageError) else _too_large())
                 return
             # one of them is to blame, or the batch is too large: in the end each answers for itself
             half = len(group) // 2
@@ -125,7 +125,7 @@ class ImageStages:
         except ImageError as error:
             work.fail(error)
         except MemoryError:
-            work.fail(ImageError(ImageErrorCode.OUT_OF_MEMORY, "there is not enough memory for this image"))
+            work.fail(_too_large())
         return work
 
     def _admit_file(self, work: Work) -> None:
@@ -224,6 +224,10 @@ class ImageStages:
         elif any(probabilities[index] < EVIDENCE * self._thresholds[index] for index in present):
             result.flags = ("tag_without_evidence",)
         return present
+
+
+def _too_large() -> ImageError:
+    return ImageError(ImageErrorCode.OUT_OF_MEMORY, "there is not enough memory for this image")
 
 
 def _mtime_ns(path: str) -> int | None:
