@@ -128,3 +128,12 @@ def blocks(seed: int = 0, *, height: int = 64, width: int = 96) -> NDArray[np.ui
         patch[:] = 25
         patch[..., channel] = 230
     return image
+
+
+def tied() -> NDArray[np.uint8]:
+    """(64, 96, 3) uint8 RGB: five twelfths lie at the background's score, 0.4 of the peak."""
+    image = np.full((64, 96, 3), 100, np.uint8)
+    image[:, :48] = (250, 10, 10)
+    # red enough for 0.4 of the peak, as bfloat16 sees it
+    image[:, 48:88] = (215, 100, 100)
+    return image

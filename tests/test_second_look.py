@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.label_models import ColorEngine, blocks, color_card, write_color_model
+from tests.label_models import ColorEngine, blocks, color_card, tied, write_color_model
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.engines.mixed import MixedEngine
 from wsss_rt.engines.runtime import engine_error
@@ -114,17 +114,17 @@ def test_what_is_no_number_is_a_doubt(value: float) -> None:
     assert is_doubtful(outputs(planes), (0,), card=color_card(), background=0.4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("near", [False, True])
 @pytest.mark.parametrize("tags", [None, ["red"]])
-def test_doubtful_images_get_the_exact_engines_mask(tied: bool, tags: list[str] | None) -> None:
-    fast, exact = Counting(tied=tied), Counting()
+def test_doubtful_images_get_the_exact_engines_mask(near: bool, tags: list[str] | None) -> None:
+    fast, exact = Counting(tied=near), Counting()
     labeler = Labeler(engine=MixedEngine(fast, exact))
     found = labeler.label(red_square(), tags=tags)
     alone = Labeler(engine=ColorEngine()).label(red_square(), tags=tags)
     assert found.mask is not None and alone.mask is not None
     assert np.array_equal(found.mask, alone.mask)
-    assert (fast.calls, exact.calls) == (1, int(tied))
-    assert (NOTE in found.notes) is tied
+    assert (fast.calls, exact.calls) == (1, int(near))
+    assert (NOTE in found.notes) is near
 
 
 def test_numbers_that_only_the_fast_engine_loses_cost_no_image() -> None:
@@ -227,11 +227,7 @@ class TestOpenVino:
         photos = tmp_path / "photos"
         photos.mkdir()
         Image.fromarray(blocks(0)).save(photos / "clear.png")
-        tied = np.full((64, 96, 3), 100, np.uint8)
-        tied[:, :48] = (250, 10, 10)
-        # red enough for 0.4 of the peak, as bfloat16 sees it
-        tied[:, 48:88] = (215, 100, 100)
-        Image.fromarray(tied).save(photos / "tied.png")
+        Image.fromarray(tied()).save(photos / "tied.png")
         card = {"recommended": Recommended(background=0.4, tag_thresholds=(0.5,) * 3, provenance="tests")}
         model = write_color_model(tmp_path / "model.onnx", **card)
         masks = {}

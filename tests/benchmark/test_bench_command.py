@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.label_runs import Cli
-from tests.label_models import blocks, write_color_model
+from tests.label_models import blocks, tied, write_color_model
 from wsss_rt.benchmark import run, subjects
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.engines.openvino import OpenVinoEngine
@@ -98,6 +98,24 @@ def test_an_engine_with_wrong_masks_gets_no_speed_up(cli: Cli, monkeypatch: pyte
     assert [engine["agreement"]["passed"] for engine in found["engines"]] == [True, False]
 
 
+def test_mixed_is_measured_in_the_labeller_with_its_second_looks(cli: Cli, tmp_path: Path) -> None:
+    from wsss_rt.engines.openvino import shared_core
+
+    if "BF16" not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    # half of it lies at the background's score
+    Image.fromarray(tied()).save(tmp_path / "photos" / "tied.png")
+    options = ["mixed" if word == "float32" else word for word in OPTIONS]
+    ended = cli("bench", *options, "--backend", "openvino", "--size", "64x96", "--json", "now.json")
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "now.json").read_text())
+    (engine,), (row,) = found["engines"], found["rows"]
+    assert engine["name"] == "openvino mixed" and engine["agreement"]["passed"]
+    assert row["key"] == "pipeline, openvino mixed, batch 1" and row["failed"] == 0
+    assert (row["second_looks"], row["second_looks_failed"]) == (row["runs"], 0)
+    assert "1 of 4" in ended.out and "--precision mixed" in ended.out and "the model alone" not in ended.out
+
+
 def test_what_does_not_run_here_is_said(cli: Cli) -> None:
     options = [word for word in OPTIONS if word not in ("--precision", "float32")]
     options += ["--backend", "onnxruntime", "--precision", "float32,bfloat16"]
@@ -111,6 +129,7 @@ def test_what_does_not_run_here_is_said(cli: Cli) -> None:
     [
         (("--backend", "onnxrt"), "onnxruntime"),
         (("--precision", "bf16"), "bfloat16"),
+        (("--precision", "mixed", "--scope", "model"), "use --scope pipeline"),
         (("--scope", "modell"), "model"),
         (("--size", "500"), "500x375"),
         (("--batch", "0"), "--batch 1,4"),
@@ -133,5 +152,7 @@ def test_a_wrong_option_ends_before_anything_is_measured(
 def test_the_reference_comes_first_and_names_are_checked() -> None:
     pairs = subjects.wanted(("openvino", "onnxruntime"), ())
     assert pairs[0] == ("onnxruntime", "float32")
-    assert pairs[1:] == [("openvino", "float32"), ("openvino", "bfloat16")]
+    assert pairs[1:] == [("openvino", "float32"), ("openvino", "bfloat16"), ("openvino", "mixed")]
+    # what it takes depends on images, of which the model alone has none
+    assert subjects.wanted(("openvino", "onnxruntime"), (), scope="model") == pairs[:-1]
     assert subjects.wanted(("openvino",), ("float32",)) == [("openvino", "float32")]

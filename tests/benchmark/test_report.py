@@ -155,6 +155,20 @@ def test_what_must_not_be_overlooked_is_said() -> None:
     assert f"pipeline, {SECOND}, batch 1: 3 of 8 images failed" in lines
 
 
+def test_second_looks_are_shown_where_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    show(report())
+    assert "again:" not in capsys.readouterr().out
+    found = report()
+    mixed = replace(found.pipeline_rows[1], second_looks=6, second_looks_failed=2)
+    found = replace(found, pipeline_rows=[found.pipeline_rows[0], mixed])
+    show(found)
+    out = capsys.readouterr().out
+    # of the four images, in both of two runs
+    assert "3 of 4" in out and "again: images that mixed ran once more in float32" in " ".join(out.split())
+    assert "float32 failed on 2 of 8 images, which kept their bfloat16 masks" in out
+    assert json.loads(found.to_json())["rows"][3]["second_looks"] == 6
+
+
 def test_json_holds_what_the_tables_show() -> None:
     found = json.loads(report().to_json())
     assert found["schema_version"] == 1 and found["machine"]["processor"] == "Xeon"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-from wsss_rt.benchmark.turns import Task
+from wsss_rt.benchmark.memory import peak_growth
+from wsss_rt.benchmark.report import PipelineRow
+from wsss_rt.benchmark.turns import Task, run_in_turns
+from wsss_rt.bottleneck import find_bottleneck
 from wsss_rt.errors import WsssError
 from wsss_rt.io.manifest import Manifest
-from wsss_rt.label_run import MANIFEST_NAME, label_folder
+from wsss_rt.label_run import MANIFEST_NAME, WRITERS, label_folder
+from wsss_rt.labeler import pool_size
+from wsss_rt.second_look import Tally
 from wsss_rt.timing import StageTimes
 
 if TYPE_CHECKING:
+    from wsss_rt.benchmark.subjects import Subject
     from wsss_rt.engines.base import Engine
     from wsss_rt.label_plan import Job
 
@@ -35,6 +41,7 @@ class PipelineTask(Task):
         stages: milliseconds per image of each stage, and of all of them as ``total``. Stages of several
             images run at once, so that an image's total is more than its share of the run.
         failed: images without a mask, in all runs.
+        second_looks: of ``mixed``, in all runs.
     """
 
     def __init__(self, job: Job, engine: Engine, *, images: int) -> None:
@@ -42,6 +49,7 @@ class PipelineTask(Task):
         self._job, self._engine, self._runs = job, engine, 0
         self.stages = StageTimes()
         self.failed = 0
+        self.second_looks = Tally()
 
     def warm_up(self) -> None:
         """One run that does not count."""
@@ -70,4 +78,55 @@ class PipelineTask(Task):
             for record in Manifest(out / MANIFEST_NAME).load():
                 timings: Mapping[str, float] = record["timings"]
                 self.stages.add({**timings, "total": sum(timings.values())})
+                self.second_looks.add(record["notes"])
         rmtree(out)
+
+
+def pipeline_rows(job: Job, subjects: Sequence[Subject], *, batch: int, seconds: float) -> list[PipelineRow]:
+    """The labeller with each engine, in turns.
+
+    Args:
+        job: what to label, into a folder below ``out`` for each engine; its options leave the engine open.
+        subjects: the engines.
+        batch: images per call of the engine.
+        seconds: of steady state for each.
+
+    Raises:
+        WsssError: an engine labels none of the images.
+    """
+    images = len(job.inputs)
+    tasks, growths = [], []
+    for index, subject in enumerate(subjects):
+        engine = subject.engine
+        options = replace(job.options, backend=engine.backend, precision=engine.precision, batch=batch)
+        own = replace(job, out=job.out / f"{batch}-{index}", options=options)
+        task = PipelineTask(own, engine, images=images)
+        with peak_growth() as growth:
+            task.warm_up()
+        tasks.append(task)
+        growths.append(growth)
+    run_in_turns(tasks, seconds, least=LEAST_RUNS)
+    return [
+        PipelineRow(
+            engine=subject.name,
+            batch=batch,
+            agrees=subject.agrees,
+            images_per_second=task.images_per_second,
+            runs=int(task.samples.count),
+            failed=task.failed,
+            stages_ms=task.stages.summary(),
+            memory_bytes=_sum(subject.memory_bytes, growth.bytes),
+            bottleneck=find_bottleneck(
+                task.stages.totals(),
+                seconds=task.seconds,
+                threads={"engine": 1, "workers": pool_size(job.options.threads), "writers": WRITERS},
+            ),
+            **({} if subject.alone else task.second_looks.as_dict()),
+        )
+        for subject, task, growth in zip(subjects, tasks, growths, strict=True)
+    ]
+
+
+def _sum(*parts: int | None) -> int | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None

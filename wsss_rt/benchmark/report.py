@@ -77,6 +77,8 @@ class PipelineRow:
         bottleneck: what the runs waited for; see :class:`wsss_rt.bottleneck.Bottleneck`.
         memory_bytes: peak of engine and pipeline, beyond what the process had before; None where the system
             does not tell.
+        second_looks: images that ``mixed`` ran again in float32, in all runs; None of other precisions.
+        second_looks_failed: those that float32 failed on, which kept their bfloat16 masks; likewise.
         speed_up: images per second over those of the first engine; None where either's masks are wrong.
     """
 
@@ -89,6 +91,8 @@ class PipelineRow:
     stages_ms: Mapping[str, Mapping[str, float | int]]
     memory_bytes: int | None
     bottleneck: Bottleneck | None = None
+    second_looks: int | None = None
+    second_looks_failed: int | None = None
     speed_up: float | None = None
 
     @property

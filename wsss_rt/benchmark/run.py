@@ -18,17 +18,13 @@ from wsss_rt.assets import find_model
 from wsss_rt.benchmark import inputs as inputs_
 from wsss_rt.benchmark.ceilings import copy_rate, product_rate
 from wsss_rt.benchmark.flops import Count, count_pass
-from wsss_rt.benchmark.memory import peak_growth
-from wsss_rt.benchmark.pipeline import LEAST_RUNS, PipelineTask
+from wsss_rt.benchmark.pipeline import pipeline_rows as measure_pipeline
 from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report, speed_ups
 from wsss_rt.benchmark.subjects import Subject, judge, open_subjects, quantized_pairs, wanted
 from wsss_rt.benchmark.turns import Task, run_in_turns
-from wsss_rt.bottleneck import find_bottleneck
 from wsss_rt.engines.runtime import default_threads
 from wsss_rt.errors import UsageError
 from wsss_rt.label_plan import Job
-from wsss_rt.label_run import WRITERS
-from wsss_rt.labeler import pool_size
 from wsss_rt.model_card import read_artifact, refuse_kind
 from wsss_rt.options import LabelOptions
 
@@ -42,8 +38,8 @@ if TYPE_CHECKING:
 SCOPES = ("model", "pipeline", "both")
 # bytes of a number as the engine holds it
 _WIDTHS = {"float32": 4, "bfloat16": 2}
-# the ceiling is measured by a model that knows no int8
-_NO_CEILING = ("int8", "int8+bfloat16")
+# the ceiling is measured by a model that knows no int8; mixed runs in no one precision
+_NO_CEILING = ("int8", "int8+bfloat16", "mixed")
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
     card, model = read_artifact(path)
     refuse_kind(card, str(path))
     _check_quantized(card, path, request.quantized)
-    pairs = wanted(request.backends, request.precisions)
+    pairs = wanted(request.backends, request.precisions, scope=request.scope)
     sizes = request.sizes or (inputs_.default_size(card.input),)
     threads = request.threads or default_threads()
     load = os.getloadavg()[0]
@@ -138,19 +134,28 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
         tell("comparing masks with those of float32 ONNX Runtime")
         judge(path, subjects, given.decoded, threads=request.threads)
         model_rows: list[ModelRow] = []
-        if request.scope != "pipeline":
+        alone = [subject for subject in subjects if subject.alone]
+        if request.scope != "pipeline" and alone:
             for size in sizes:
                 count = count_pass(model, card, size)
                 for batch in request.batches:
                     tell(f"the model, batch {batch}, {size[0]}x{size[1]} px")
                     arrays = model_inputs[batch, size]
-                    model_rows += _model_rows(subjects, arrays, count, request.seconds)
+                    model_rows += _model_rows(alone, arrays, count, request.seconds)
         pipeline_rows: list[PipelineRow] = []
         if request.scope != "model":
-            root = Path(stack.enter_context(TemporaryDirectory(prefix="wsss-rt-bench-")))
+            job = Job(
+                inputs=list(given.paths),
+                out=Path(stack.enter_context(TemporaryDirectory(prefix="wsss-rt-bench-"))),
+                model=request.model,
+                tags=request.tags,
+                formats=("png",),
+                options=LabelOptions(refine=request.refine, threads=request.threads),
+                resume=False,
+            )
             for batch in request.batches:
                 tell(f"the pipeline, batch {batch}")
-                pipeline_rows += _pipeline_rows(request, subjects, given.paths, batch, root)
+                pipeline_rows += measure_pipeline(job, subjects, batch=batch, seconds=request.seconds)
     return Report(
         model=_describe(card, path),
         settings={
@@ -230,58 +235,6 @@ def _model_rows(
 
 def _call(engine: Engine, source: Iterator[NDArray[np.float32]]) -> None:
     engine.infer(next(source))
-
-
-def _pipeline_rows(
-    request: Request, subjects: Sequence[Subject], paths: Sequence[str], batch: int, root: Path
-) -> list[PipelineRow]:
-    """The labeller with each engine."""
-    tasks, growths = [], []
-    for index, subject in enumerate(subjects):
-        job = Job(
-            inputs=list(paths),
-            out=root / f"{batch}-{index}",
-            model=request.model,
-            tags=request.tags,
-            formats=("png",),
-            options=LabelOptions(
-                refine=request.refine,
-                backend=subject.engine.backend,
-                precision=subject.engine.precision,
-                batch=batch,
-                threads=request.threads,
-            ),
-            resume=False,
-        )
-        task = PipelineTask(job, subject.engine, images=len(paths))
-        with peak_growth() as growth:
-            task.warm_up()
-        tasks.append(task)
-        growths.append(growth)
-    run_in_turns(tasks, request.seconds, least=LEAST_RUNS)
-    return [
-        PipelineRow(
-            engine=subject.name,
-            batch=batch,
-            agrees=subject.agrees,
-            images_per_second=task.images_per_second,
-            runs=int(task.samples.count),
-            failed=task.failed,
-            stages_ms=task.stages.summary(),
-            memory_bytes=_sum(subject.memory_bytes, growth.bytes),
-            bottleneck=find_bottleneck(
-                task.stages.totals(),
-                seconds=task.seconds,
-                threads={"engine": 1, "workers": pool_size(request.threads), "writers": WRITERS},
-            ),
-        )
-        for subject, task, growth in zip(subjects, tasks, growths, strict=True)
-    ]
-
-
-def _sum(*parts: int | None) -> int | None:
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
 
 
 def _describe(card: ModelCard, path: Path) -> dict[str, Any]:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 REFERENCE = ("onnxruntime", "float32")
 AGAINST = "float32 ONNX Runtime"
+# runs one precision or two, image by image: what it takes is a matter of the images and of their masks
+MIXED = "mixed"
+NOT_ALONE = (
+    f"{MIXED} is measured in the whole labeller only, where it is known which images run again in float32"
+)
 
 
 @dataclass
@@ -52,6 +57,11 @@ class Subject:
         """Whether its results may be used, so that its speed means anything."""
         return self.parity is not None and self.parity.passed
 
+    @property
+    def alone(self) -> bool:
+        """Whether its model can be measured without the labeller; see :func:`wanted`."""
+        return self.engine.precision != MIXED
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -74,19 +84,21 @@ def agreement(parity: ParityReport) -> dict[str, Any]:
     return found
 
 
-def wanted(backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of a backend and a precision, the reference first where it is among them.
+def wanted(
+    backends: Sequence[str], precisions: Sequence[str], *, scope: str = "both"
+) -> list[tuple[str, str]]:
+    """Pairs of a backend and a precision, the reference first where it is among them, ``mixed`` last.
 
     Args:
         backends: empty for all that run ONNX files here.
         precisions: empty for all that these compute in.
+        scope: ``model``, ``pipeline`` or ``both``.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or ``mixed`` of the model alone.
     """
     # int8 is another file, see quantized_pairs
-    # mixed runs one precision or two, image by image: what it takes is a matter of the images
-    known_precisions = tuple(name for name in PRECISIONS if name not in ("auto", "int8", "mixed"))
+    known_precisions = tuple(name for name in PRECISIONS if name not in ("auto", "int8"))
     for names, known, option in (
         (backends, BACKENDS, "backend"),
         (precisions, known_precisions, "precision"),
@@ -94,10 +106,18 @@ def wanted(backends: Sequence[str], precisions: Sequence[str]) -> list[tuple[str
         for name in names:
             if name not in known:
                 raise UsageError(f"no {option} {name!r}", fix=nearest(name, known))
+    if scope == "model":
+        if MIXED in precisions:
+            raise UsageError(
+                f"there is no --precision {MIXED} of the model alone",
+                why=NOT_ALONE,
+                fix="use --scope pipeline",
+            )
+        known_precisions = tuple(name for name in known_precisions if name != MIXED)
     pairs = dict.fromkeys(product(backends or here(), precisions or known_precisions))
     # what was not asked for by name, and cannot be, is no row that anybody misses
     possible = [pair for pair in pairs if (backends and precisions) or supports(*pair)]
-    return sorted(possible or pairs, key=lambda pair: pair != REFERENCE)
+    return sorted(possible or pairs, key=lambda pair: (pair != REFERENCE, pair[1] == MIXED))
 
 
 def quantized_pairs(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from wsss_rt.benchmark.compare import Change
 from wsss_rt.benchmark.pipeline import STAGES
 from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report
+from wsss_rt.benchmark.subjects import MIXED, NOT_ALONE
 from wsss_rt.tables import print_table
 
 _PERCENTILES = ("p50", "p90", "p95", "p99", "mean")
@@ -69,6 +70,14 @@ def remarks(report: Report) -> list[str]:
         for row in report.pipeline_rows
         if row.failed
     ]
+    lines += [
+        f"{row.key}: float32 failed on {row.second_looks_failed} of {row.runs * report.images['count']} "
+        "images, which kept their bfloat16 masks"
+        for row in report.pipeline_rows
+        if row.second_looks_failed
+    ]
+    if report.model_rows and any(engine["precision"] == MIXED for engine in report.engines):
+        lines.append(NOT_ALONE)
     uncounted = sorted({name for row in report.model_rows for name in row.uncounted})
     if uncounted:
         lines.append(f"the FLOPs leave out what {', '.join(uncounted)} multiplies")
@@ -187,12 +196,21 @@ def _what(row: ModelRow) -> list[str]:
 
 
 def _show_pipeline(report: Report) -> None:
-    rows = report.pipeline_rows
+    rows, images = report.pipeline_rows, report.images["count"]
+    looked = [row for row in rows if row.second_looks is not None]
     refined = f"--refine {report.settings['refine']}, tags {report.settings['tags']}"
     print()
     print_table(
         f"wsss-rt label on {report.images['source']}, {refined}",
-        ("engine", "batch", "images/s", "speed-up", *(f"{name} ms" for name in _PERCENTILES), "MB"),
+        (
+            "engine",
+            "batch",
+            "images/s",
+            "speed-up",
+            *(f"{name} ms" for name in _PERCENTILES),
+            "MB",
+            *(["again"] if looked else []),
+        ),
         [
             [
                 row.engine,
@@ -201,6 +219,7 @@ def _show_pipeline(report: Report) -> None:
                 _speed_up(row),
                 *(f"{row.stages_ms['total'][name]:.1f}" for name in _PERCENTILES),
                 _megabytes(row.memory_bytes),
+                *([_again(row, images)] if looked else []),
             ]
             for row in rows
         ],
@@ -209,6 +228,7 @@ def _show_pipeline(report: Report) -> None:
         "From files to masks on the disk. p50 to mean: milliseconds of one image in all its stages; several",
         "images are in work at once, so that images/s is more than this suggests. MB: engine and labeller at",
         f"their peak. {min(row.runs for row in rows)} runs over the images or more, after one to warm up.",
+        *([f"again: images that {MIXED} ran once more in float32."] if looked else []),
         *(f"{row.key} waited most for {row.bottleneck}." for row in rows if row.bottleneck),
     )
     shown = [stage for stage in STAGES if any(stage in row.stages_ms for row in rows)]
@@ -226,6 +246,10 @@ def _show_pipeline(report: Report) -> None:
         ],
     )
     _explain("infer: the model. write: the mask as PNG, flushed to the disk.")
+
+
+def _again(row: PipelineRow, images: int) -> str:
+    return "-" if row.second_looks is None else f"{_number(row.second_looks / row.runs)} of {images}"
 
 
 def _failures(found: dict[str, dict[str, float]]) -> str:

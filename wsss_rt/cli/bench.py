@@ -30,7 +30,7 @@ def bench(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME,...", help="float32, bfloat16. [default: all that run here]"),
+        typer.Option(metavar="NAME,...", help="float32, bfloat16, mixed. [default: all that run here]"),
     ] = None,
     batch: Annotated[
         list[str] | None, typer.Option(metavar="N,...", help="Images a call. [default: 1]")
