@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from tests.cli.label_runs import Cli
-from tests.label_models import blocks, tied, write_color_model
+from tests.label_models import ColorEngine, blocks, color_card, tied, write_color_model
+from tests.packages import write_package
 from wsss_rt.benchmark import run, subjects
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.engines.openvino import OpenVinoEngine
+from wsss_rt.model_package import BuiltFor
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -147,6 +149,39 @@ def test_a_wrong_option_ends_before_anything_is_measured(
     monkeypatch.setattr(run, "open_subjects", None)
     ended = cli("bench", "color.onnx", *options)
     assert ended.code == 2 and words in ended.err and "Traceback" not in ended.err
+
+
+BUILT = BuiltFor(device="cpu", torch="2.14.1", platform="linux x86_64", name="a processor")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("code.pt2", "--backend", "openvino"), "openvino runs ONNX, and this model is a package"),
+        (("code.pt2", "--precision", "bfloat16"), "compiled to compute in float32, not bfloat16"),
+        (("code.pt2", "--package", "code.pt2"), "--package goes with an ONNX model"),
+        (("color.onnx", "--backend", "aotinductor"), "--package FILE.pt2"),
+        (("color.onnx", "--package", "color.onnx"), "names a package"),
+        (("color.onnx", "--package", "other.pt2"), "other.pt2 is another model than color.onnx"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_packages_are_refused_where_they_do_not_belong(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr(run, "open_subjects", None)
+    write_package(tmp_path / "code.pt2", BUILT)
+    write_package(tmp_path / "other.pt2", BUILT, card=color_card(method="another"))
+    ended = cli("bench", *words)
+    assert ended.code == 2 and len(ended.error_lines) == 1 and said in ended.err
+
+
+@pytest.mark.parametrize("recorded", ["skipped", {"engines": {"a": {"maps": {}}}}, None])
+def test_a_package_that_nobody_compared_is_not_taken_for_right(recorded: Any) -> None:
+    engine = ColorEngine(card=color_card(quality={"parity": recorded}))
+    subject = subjects.Subject("aotinductor float32", engine, "code.pt2")
+    subjects.judge_package(subject)
+    assert subject.parity is None and not subject.agrees
 
 
 def test_the_reference_comes_first_and_names_are_checked() -> None:

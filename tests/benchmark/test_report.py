@@ -13,8 +13,9 @@ import pytest
 from tests.processes import run_python
 from wsss_rt.benchmark import turns
 from wsss_rt.benchmark.compare import compare, read_report, refuse_worse
+from wsss_rt.benchmark.findings import remarks, verdict
 from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report, speed_ups
-from wsss_rt.benchmark.table import remarks, show, show_changes, verdict
+from wsss_rt.benchmark.table import show, show_changes
 from wsss_rt.benchmark.turns import ROUNDS, Task, run_in_turns
 from wsss_rt.errors import UsageError, WsssError
 
@@ -43,6 +44,7 @@ def engine(name: str, *, passed: bool = True) -> dict[str, Any]:
     }
     return {
         "name": name,
+        "file": "probe.onnx",
         "backend": name.split()[0],
         "precision": name.split()[1],
         "seconds": {"read": 0.01, "import": 0.5, "build": 0.25},
@@ -59,7 +61,7 @@ def report(*, wrong: bool = False, factor: float = 1.0, failed: int = 0) -> Repo
     rows = [model_row(FIRST, 10.0 * factor), model_row(SECOND, 30.0 * factor, agrees=not wrong)]
     pipeline = [pipeline_row(FIRST, 5.0), pipeline_row(SECOND, 10.0, agrees=not wrong, failed=failed)]
     return Report(
-        model={"name": "probe", "method": "mctformer-v2", "classes": 3},
+        model={"name": "probe", "file": "probe.onnx", "method": "mctformer-v2", "classes": 3},
         settings={"threads": 2, "refine": "none", "tags": "predicted"},
         images={"source": "4 generated scenes", "count": 4},
         copy_rate=8e9,
@@ -147,6 +149,30 @@ def test_the_last_line_says_which_engine_to_take(capsys: pytest.CaptureFixture[s
     show(report())
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 110 and "In short:" in "".join(lines[-4:])
+
+
+def test_a_package_is_asked_for_by_its_file_and_shown_without_what_is_not_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = report()
+    package = engine("aotinductor float32") | {"file": "probe.pt2"}
+    fastest = replace(found.pipeline_rows[1], engine="aotinductor float32", images_per_second=20.0)
+    beside = replace(found, engines=[*found.engines, package], pipeline_rows=[*found.pipeline_rows, fastest])
+    assert "ask for it by `--model probe.pt2`" in verdict(beside)
+    # a quantised file, too, is another one than the model
+    int8 = package | {"name": fastest.engine, "backend": "openvino", "precision": "int8", "file": "q.onnx"}
+    assert "`--model q.onnx --backend openvino --precision int8`" in verdict(replace(beside, engines=[int8]))
+    alone = replace(
+        found,
+        model={**found.model, "file": "probe.pt2"},
+        engines=[package | {"agreement": None, "product_flops_per_second": 0}],
+        model_rows=[ModelRow("aotinductor float32", 1, (64, 96), False, 7.0, TIMES, 9.0)],
+        pipeline_rows=[],
+    )
+    show(alone)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "nobody compared the masks of aotinductor float32" in out and "unknown" in out
+    assert "a package holds none" in out and "known to be right" in out and "% of products" not in out
 
 
 def test_what_must_not_be_overlooked_is_said() -> None:

@@ -23,7 +23,7 @@ from wsss_rt.model_card import read_card
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from tests.exported import CLASSES, SIZES, saved_run, tiny_config, tiny_model  # noqa: E402 - needs torch
+from tests.exported import CLASSES, SIZES, exported, saved_run, tiny_config, tiny_model  # noqa: E402 - needs torch
 from tests.label_models import color_card  # noqa: E402
 from tests.packages import built_here, write_package  # noqa: E402
 from wsss_rt.engines import aotinductor  # noqa: E402
@@ -127,6 +127,40 @@ class TestCompiled:
         assert run["engine"]["backend"] == "aotinductor" and run["engine"]["precision"] == "float32"
         assert run["engine"]["choice"]["parity"]["passed"] and run["engine"]["choice"]["reason"]
         assert len(list((cli.folder / "out" / "masks").glob("*.png"))) == 3
+
+    def test_bench_measures_it_alone_and_beside_the_onnx_file(self, package: Path, cli: Cli) -> None:
+        options = (
+            "--seconds",
+            "0.01",
+            "--limit",
+            "2",
+            "--size",
+            "64x64",
+            "--threads",
+            "1",
+            "--json",
+            "now.json",
+        )
+        ended = cli("bench", package, *options)
+        assert ended.code == 0, ended.err
+        found = json.loads((cli.folder / "now.json").read_text())
+        (engine,) = found["engines"]
+        assert engine["name"] == "aotinductor float32" and engine["file"] == "tiny.pt2"
+        # what export found when it compiled it
+        assert engine["agreement"]["against"] == "float32 PyTorch" and engine["agreement"]["passed"]
+        assert [row["flops"] for row in found["rows"] if "flops" in row] == [None]
+        assert all(row["agrees"] for row in found["rows"]) and "`--model tiny.pt2`" in ended.out
+        onnx = exported().path
+        ended = cli("bench", onnx, "--package", package, "--backend", "onnxruntime", *options)
+        assert ended.code == 0, ended.err
+        found = json.loads((cli.folder / "now.json").read_text())
+        assert [engine["name"] for engine in found["engines"]] == [
+            "onnxruntime float32",
+            "aotinductor float32",
+        ]
+        for engine in found["engines"]:
+            assert engine["agreement"]["against"] == "float32 ONNX Runtime" and engine["agreement"]["passed"]
+        assert [row["speed_up"] > 0 for row in found["rows"]] == [True] * 4
 
     def test_maps_that_stay_in_torch_give_the_masks_that_numpy_gives(self, engine: Engine) -> None:
         equal = pixels = 0

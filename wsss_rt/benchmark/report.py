@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from wsss_rt.bottleneck import Bottleneck
@@ -24,12 +24,13 @@ class ModelRow:
         images_per_second: images over the time of all calls.
         milliseconds: of a call: count, mean and percentiles; no call is left out.
         first_ms: of the very first call at this shape.
-        flops: of one image, two for each multiply-accumulate of its matrix products and convolutions.
+        flops: of one image, two for each multiply-accumulate of its matrix products and convolutions; None,
+            as the rates below, where there is no graph to count them in.
         flops_by_operator: the same, by operator of ONNX.
         uncounted: operators in the graph that hold products which are not counted.
         flops_per_second: reached.
         share_of_products: of the rate of plain matrix products in the same library and precision; None for
-            int8, of which that rate is not measured.
+            int8 and for packages, of which that rate is not measured.
         bytes: that the counted products of one image read and write, each operand and result once.
         bytes_per_second: reached; caches can make it more than a copy of memory reaches.
         speed_up: images per second over those of the first engine; None where either's masks are wrong.
@@ -42,13 +43,13 @@ class ModelRow:
     images_per_second: float
     milliseconds: Mapping[str, float | int]
     first_ms: float
-    flops: int
-    flops_by_operator: Mapping[str, int]
-    uncounted: tuple[str, ...]
-    flops_per_second: float
-    share_of_products: float | None
-    bytes: int
-    bytes_per_second: float
+    flops: int | None = None
+    flops_by_operator: Mapping[str, int] = field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
+    flops_per_second: float | None = None
+    share_of_products: float | None = None
+    bytes: int | None = None
+    bytes_per_second: float | None = None
     speed_up: float | None = None
 
     @property
@@ -132,11 +133,12 @@ class Report:
     """Everything that a benchmark found.
 
     Attributes:
-        model: name, method, kind, number of classes, hash of the weights.
+        model: name, file, method, kind, number of classes, hash of the weights.
         settings: what was measured.
         images: ``source`` in words and ``count``.
         copy_rate: bytes per second that a copy of memory reads and writes.
-        engines: per engine its name, start, memory, rate of matrix products and agreement.
+        engines: per engine its name, file, start, memory, rate of matrix products and agreement, None where
+            nobody compared it.
         skipped: engines that do not run here, with the reason.
         model_rows, pipeline_rows: the first engine's first.
         machine: processor, count, system, load before.

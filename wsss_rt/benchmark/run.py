@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -20,12 +20,21 @@ from wsss_rt.benchmark.ceilings import copy_rate, product_rate
 from wsss_rt.benchmark.flops import Count, count_pass
 from wsss_rt.benchmark.pipeline import pipeline_rows as measure_pipeline
 from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report, speed_ups
-from wsss_rt.benchmark.subjects import Subject, judge, open_subjects, quantized_pairs, wanted
+from wsss_rt.benchmark.subjects import (
+    PACKAGES,
+    Subject,
+    judge,
+    judge_package,
+    open_subjects,
+    package_pairs,
+    quantized_pairs,
+    wanted,
+)
 from wsss_rt.benchmark.turns import Task, run_in_turns
 from wsss_rt.engines.runtime import default_threads
 from wsss_rt.errors import UsageError
 from wsss_rt.label_plan import Job
-from wsss_rt.model_card import read_artifact, refuse_kind
+from wsss_rt.model_card import is_package, read_artifact, refuse_kind
 from wsss_rt.options import LabelOptions
 
 if TYPE_CHECKING:
@@ -59,6 +68,7 @@ class Request:
         refine, tags: of the pipeline, as ``label`` takes them.
         device, threads: as ``open_engine`` takes them.
         quantized: the same model in int8, as ``export --precision int8`` wrote it; measured beside it.
+        package: the same model as ``export --to aotinductor`` compiled it; likewise.
     """
 
     model: str | Path | None = None
@@ -75,6 +85,7 @@ class Request:
     device: str = "auto"
     threads: int | None = None
     quantized: Path | None = None
+    package: Path | None = None
 
 
 def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -> Report:
@@ -92,8 +103,15 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
     path = find_model(request.model)
     card, model = read_artifact(path)
     refuse_kind(card, str(path))
-    _check_quantized(card, path, request.quantized)
-    pairs = wanted(request.backends, request.precisions, scope=request.scope)
+    _check_beside(card, model, path, request)
+    if is_package(model):
+        files = {path: package_pairs(card, request.backends, request.precisions)}
+    else:
+        files = {path: wanted(request.backends, request.precisions, scope=request.scope)}
+    if request.quantized is not None:
+        files[request.quantized] = quantized_pairs(files[path])
+    if request.package is not None:
+        files[request.package] = package_pairs(read_artifact(request.package)[0])
     sizes = request.sizes or (inputs_.default_size(card.input),)
     threads = request.threads or default_threads()
     load = os.getloadavg()[0]
@@ -104,40 +122,39 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
             for size in sizes
             for batch in request.batches
         }
-        subjects, skipped = open_subjects(
-            path,
-            pairs,
-            [arrays[0] for arrays in model_inputs.values()],
-            device=request.device,
-            threads=request.threads,
-            tell=tell,
-        )
-        if request.quantized is not None:
-            more, also_skipped = open_subjects(
-                request.quantized,
-                quantized_pairs(pairs),
+        subjects: list[Subject] = []
+        skipped: dict[str, str] = {}
+        for file, pairs in files.items():
+            opened, failed = open_subjects(
+                file,
+                pairs,
                 [arrays[0] for arrays in model_inputs.values()],
                 device=request.device,
                 threads=request.threads,
                 tell=tell,
             )
-            subjects += more
-            skipped |= also_skipped
+            subjects += opened
+            skipped |= failed
         for subject in subjects:
             stack.callback(subject.engine.close)
         tell("measuring what this machine can do at most")
         copy = copy_rate(threads)
         for subject in subjects:
-            if subject.engine.precision in _NO_CEILING:
+            # nor is there a package of plain products
+            if subject.engine.precision in _NO_CEILING or subject.engine.backend == PACKAGES:
                 continue
             subject.product_rate = product_rate(subject.engine, seconds=min(1.0, request.seconds))
-        tell("comparing masks with those of float32 ONNX Runtime")
-        judge(path, subjects, given.decoded, threads=request.threads)
+        if is_package(model):
+            for subject in subjects:
+                judge_package(subject)
+        else:
+            tell("comparing masks with those of float32 ONNX Runtime")
+            judge(path, subjects, given.decoded, threads=request.threads)
         model_rows: list[ModelRow] = []
         alone = [subject for subject in subjects if subject.alone]
         if request.scope != "pipeline" and alone:
             for size in sizes:
-                count = count_pass(model, card, size)
+                count = None if is_package(model) else count_pass(model, card, size)
                 for batch in request.batches:
                     tell(f"the model, batch {batch}, {size[0]}x{size[1]} px")
                     arrays = model_inputs[batch, size]
@@ -179,26 +196,36 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
     )
 
 
-def _check_quantized(card: ModelCard, path: Path, quantized: Path | None) -> None:
-    """Refuse an int8 model without the float32 model that it is judged by, or with another one."""
+def _check_beside(card: ModelCard, model: bytes, path: Path, request: Request) -> None:
+    """Refuse files beside the model that are other models, and an int8 one without its float32 model."""
     if card.precision == "int8":
         raise UsageError(
             f"{path} is quantised, and is measured beside the model that it was made from",
             fix=f"wsss-rt bench MODEL.onnx --quantized {path}",
         )
-    if quantized is None:
+    belong = "give the two files that belong together"
+    if request.quantized is not None:
+        made = read_artifact(request.quantized)[0].options.get("quantized", {})
+        if made.get("from") != card.weights_sha256:
+            raise UsageError(f"{request.quantized} was not made from {path}", fix=belong)
+    if request.package is None:
         return
-    made = read_artifact(quantized)[0].options.get("quantized", {})
-    if made.get("from") != card.weights_sha256:
+    other, data = read_artifact(request.package)
+    if not is_package(data) or is_package(model):
         raise UsageError(
-            f"{quantized} was not made from {path}", fix="give the two files that belong together"
+            "--package goes with an ONNX model and names a package",
+            fix="wsss-rt bench MODEL.onnx --package FILE.pt2, of `export --to aotinductor`",
         )
+    # whether it holds the same weights is seen in its masks
+    same = ("method", "classes", "kind", "input", "maps", "has_background")
+    if any(getattr(card, name) != getattr(other, name) for name in same):
+        raise UsageError(f"{request.package} is another model than {path}", fix=belong)
 
 
 def _model_rows(
-    subjects: Sequence[Subject], arrays: Sequence[NDArray[np.float32]], count: Count, seconds: float
+    subjects: Sequence[Subject], arrays: Sequence[NDArray[np.float32]], count: Count | None, seconds: float
 ) -> list[ModelRow]:
-    """One size and batch in all engines."""
+    """One size and batch in all engines; ``count`` is None where there is no graph to count in."""
     batch, _, height, width = arrays[0].shape
     tasks = []
     for subject in subjects:
@@ -209,27 +236,29 @@ def _model_rows(
     rows = []
     for subject, task in zip(subjects, tasks, strict=True):
         passes = task.images_per_second
-        elements = count.elements * _WIDTHS.get(subject.engine.precision, 4)
-        rows.append(
-            ModelRow(
-                engine=subject.name,
-                batch=batch,
-                size=(height, width),
-                agrees=subject.agrees,
-                images_per_second=passes,
-                milliseconds=task.samples.summary(),
-                first_ms=subject.first_ms[batch, height, width],
+        row = ModelRow(
+            engine=subject.name,
+            batch=batch,
+            size=(height, width),
+            agrees=subject.agrees,
+            images_per_second=passes,
+            milliseconds=task.samples.summary(),
+            first_ms=subject.first_ms[batch, height, width],
+        )
+        if count is not None:
+            elements = count.elements * _WIDTHS.get(subject.engine.precision, 4)
+            rate = count.flops * passes
+            row = replace(
+                row,
                 flops=count.flops,
                 flops_by_operator=dict(count.operators),
                 uncounted=count.uncounted,
-                flops_per_second=count.flops * passes,
-                share_of_products=count.flops * passes / subject.product_rate
-                if subject.product_rate
-                else None,
+                flops_per_second=rate,
+                share_of_products=rate / subject.product_rate if subject.product_rate else None,
                 bytes=elements,
                 bytes_per_second=elements * passes,
             )
-        )
+        rows.append(row)
     return rows
 
 
@@ -240,6 +269,7 @@ def _call(engine: Engine, source: Iterator[NDArray[np.float32]]) -> None:
 def _describe(card: ModelCard, path: Path) -> dict[str, Any]:
     return {
         "name": path.stem,
+        "file": path.name,
         "method": card.method,
         "kind": card.kind,
         "classes": len(card.classes),

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from wsss_rt.benchmark.memory import peak_growth
 from wsss_rt.engines import BACKENDS, PRECISIONS, open_engine
-from wsss_rt.engines.backends import here, supports
+from wsss_rt.engines.backends import check_names, eligible, here, supports
 from wsss_rt.engines.windows import windowed
 from wsss_rt.errors import UsageError, WsssError, nearest
-from wsss_rt.parity import LIMITS, ParityReport, compare
+from wsss_rt.parity import LIMITS, ParityReport, ParityRow, compare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
     from wsss_rt.engines.base import Engine
     from wsss_rt.gate_images import GateImages
+    from wsss_rt.model_card import ModelCard
 
 REFERENCE = ("onnxruntime", "float32")
 AGAINST = "float32 ONNX Runtime"
+# runs packages of compiled code, each a file of its own, in place of ONNX
+PACKAGES = "aotinductor"
 # runs one precision or two, image by image: what it takes is a matter of the images and of their masks
 MIXED = "mixed"
 NOT_ALONE = (
@@ -39,6 +42,7 @@ class Subject:
     Attributes:
         name: backend, precision and, where it is no CPU, device.
         engine: as the labeller would run it.
+        file: name of the artifact that it runs.
         first_ms: by input shape (B, H, W), the first call, in which libraries choose and compile kernels.
         memory_bytes: what opening it and these calls took at their peak; None where the system does not tell.
         product_rate: FLOP/s of plain matrix products in its library; 0 until it is measured.
@@ -47,6 +51,7 @@ class Subject:
 
     name: str
     engine: Engine
+    file: str
     first_ms: dict[tuple[int, int, int], float] = field(default_factory=dict)
     memory_bytes: int | None = None
     product_rate: float = 0.0
@@ -66,6 +71,7 @@ class Subject:
         """For JSON."""
         return {
             "name": self.name,
+            "file": self.file,
             "backend": self.engine.backend,
             "precision": self.engine.precision,
             "device": self.engine.device,
@@ -95,7 +101,7 @@ def wanted(
         scope: ``model``, ``pipeline`` or ``both``.
 
     Raises:
-        UsageError: an unknown name, or ``mixed`` of the model alone.
+        UsageError: an unknown name, ``mixed`` of the model alone, or packages' backend.
     """
     # int8 is another file, see quantized_pairs
     known_precisions = tuple(name for name in PRECISIONS if name not in ("auto", "int8"))
@@ -106,6 +112,11 @@ def wanted(
         for name in names:
             if name not in known:
                 raise UsageError(f"no {option} {name!r}", fix=nearest(name, known))
+    if PACKAGES in backends:
+        raise UsageError(
+            "AOTInductor does not run ONNX files",
+            fix="give its package as MODEL, or beside the ONNX file: --package FILE.pt2",
+        )
     if scope == "model":
         if MIXED in precisions:
             raise UsageError(
@@ -124,6 +135,25 @@ def quantized_pairs(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """What a quantised file is opened with beside these pairs: int8, and int8 with the rest in bfloat16."""
     found = dict.fromkeys((backend, "int8") for backend, _ in pairs)
     return [*found, *(pair for pair in pairs if pair == ("openvino", "bfloat16"))]
+
+
+def package_pairs(
+    card: ModelCard, backends: Sequence[str] = (), precisions: Sequence[str] = ()
+) -> list[tuple[str, str]]:
+    """What a package is opened with: the one engine and precision that it was compiled for.
+
+    Args:
+        card: of the package.
+        backends: that were asked for.
+        precisions: likewise.
+
+    Raises:
+        UsageError: another one was asked for.
+    """
+    for backend, precision in product(backends or ("auto",), precisions or ("auto",)):
+        check_names(backend, "auto", precision)
+        eligible(backend, "auto", precision, card, package=True)
+    return [(PACKAGES, card.precision)]
 
 
 def open_subjects(
@@ -172,7 +202,7 @@ def open_subjects(
             name = f"{backend} {engine.precision}"
             if engine.device != "cpu":
                 name = f"{name} {engine.device}"
-            subject = Subject(name, windowed(engine))
+            subject = Subject(name, windowed(engine), model.name)
             for images in inputs:
                 started = time.perf_counter()
                 subject.engine.infer(images)
@@ -212,6 +242,24 @@ def judge(model: Path, subjects: Sequence[Subject], images: GateImages, *, threa
     finally:
         if not cpu:
             reference.close()
+
+
+def judge_package(subject: Subject) -> None:
+    """Take what export found when it compiled a package: no engine here runs its graph in float32.
+
+    ``parity`` stays None where export was told not to compare, or its record cannot be read.
+    """
+    found: Any = subject.engine.card.quality.get("parity")
+    try:
+        rows = tuple(
+            ParityRow(subject.name, output, float(row["worst"]), float(row["mean"]), float(row["limit"]))
+            for outputs in found["engines"].values()
+            for output, row in outputs.items()
+        )
+        subject.parity = ParityReport(rows, found["images"], found["source"], {}, found["against"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        # "skipped", or the card of another version; what is not known to be right is shown as such
+        subject.parity = None
 
 
 def _open_reference(model: Path, threads: int | None) -> Engine:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from wsss_rt.benchmark.compare import Change
+from wsss_rt.benchmark.findings import number, remarks, verdict
 from wsss_rt.benchmark.pipeline import STAGES
 from wsss_rt.benchmark.report import ModelRow, PipelineRow, Report
-from wsss_rt.benchmark.subjects import MIXED, NOT_ALONE
+from wsss_rt.benchmark.subjects import MIXED, PACKAGES
 from wsss_rt.tables import print_table
 
 _PERCENTILES = ("p50", "p90", "p95", "p99", "mean")
+_BY_EXPORT = "A package was compared when it was exported, on the machine that compiled it."
 # of the lines that explain a table
 _WIDTH = 110
 
@@ -36,61 +39,13 @@ def show(report: Report) -> None:
     _explain(f"In short: {verdict(report)} Measured in {report.elapsed_seconds:.0f} seconds.")
 
 
-def verdict(report: Report) -> str:
-    """The fastest engine whose masks are right, and how to ask for it."""
-    rows: Sequence[ModelRow | PipelineRow] = report.pipeline_rows or report.model_rows
-    right = [row for row in rows if row.agrees]
-    if not right:
-        return "no engine's masks are right, so that none of these speeds means anything."
-    best = max(right, key=lambda row: row.images_per_second)
-    engine = next(entry for entry in report.engines if entry["name"] == best.engine)
-    speed = f"{_number(best.images_per_second)} images/s"
-    if best.speed_up is not None and best.engine != report.engines[0]["name"]:
-        speed += f", {best.speed_up:.2f} times {report.engines[0]['name']}"
-    what = "the whole labeller" if report.pipeline_rows else "the model alone"
-    return (
-        f"of the engines whose masks are right {best.engine} is fastest, with {speed} in {what} at batch "
-        f"{best.batch}; ask for it by `--backend {engine['backend']} --precision {engine['precision']}`."
-    )
-
-
-def remarks(report: Report) -> list[str]:
-    """What must not be overlooked: wrong masks, engines that are missing, images that failed."""
-    lines = []
-    for engine in report.engines:
-        found = engine["agreement"]
-        if not found["passed"]:
-            lines.append(
-                f"{engine['name']} does not agree with {found['against']} ({_failures(found)}), so no "
-                "speed-up is shown for it"
-            )
-    lines += [f"{name} does not run here: {reason}" for name, reason in report.skipped.items()]
-    lines += [
-        f"{row.key}: {row.failed} of {row.runs * report.images['count']} images failed"
-        for row in report.pipeline_rows
-        if row.failed
-    ]
-    lines += [
-        f"{row.key}: float32 failed on {row.second_looks_failed} of {row.runs * report.images['count']} "
-        "images, which kept their bfloat16 masks"
-        for row in report.pipeline_rows
-        if row.second_looks_failed
-    ]
-    if report.model_rows and any(engine["precision"] == MIXED for engine in report.engines):
-        lines.append(NOT_ALONE)
-    uncounted = sorted({name for row in report.model_rows for name in row.uncounted})
-    if uncounted:
-        lines.append(f"the FLOPs leave out what {', '.join(uncounted)} multiplies")
-    return lines
-
-
 def show_changes(changes: Sequence[Change], earlier: str) -> None:
     """Print what changed since an earlier report."""
     rows = [
         [
             change.key,
-            _number(change.before),
-            _number(change.now),
+            number(change.before),
+            number(change.now),
             "-" if change.ratio is None else f"{change.ratio:.2f}",
             "wrong now" if change.disagrees else "",
         ]
@@ -111,9 +66,7 @@ def _show_engines(report: Report) -> None:
                 *(f"{seconds.get(stage, 0):.2f}" for stage in ("read", "import", "build")),
                 _megabytes(engine["memory_bytes"]),
                 _rate(engine["product_flops_per_second"]),
-                f"{100 * (1 - found['masks']['mean']):.3f}",
-                f"{found['maps']['worst']:.1e}",
-                "yes" if found["passed"] else "NO",
+                *_agreement(found),
             ]
         )
     header = (
@@ -129,14 +82,23 @@ def _show_engines(report: Report) -> None:
     )
     print()
     print_table("engines", header, rows)
-    found = report.engines[0]["agreement"]
+    compared = [engine["agreement"] for engine in report.engines if engine["agreement"] is not None]
+    against = " and ".join(dict.fromkeys(f"{one['against']} on {one['images']} images" for one in compared))
     _explain(
         "read, import, build: the file, the library (once), the engine.",
         "MB: memory at its peak, beyond what the process had.",
         "GFLOP/s: plain matrix products in this library and precision, the most a model can reach.",
-        f"masks, map error: against {found['against']} on {found['images']} images; the largest error of a",
-        "map over its largest value. right: both within what the precision may differ by.",
+        f"masks, map error: against {against or 'nothing'}; the largest error of a map over its largest",
+        "value. right: both within what the precision may differ by.",
+        *([_BY_EXPORT] if report.engines[0]["backend"] == PACKAGES and compared else []),
     )
+
+
+def _agreement(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["-", "-", "unknown"]
+    equal, worst = 1 - found["masks"]["mean"], found["maps"]["worst"]
+    return [f"{100 * equal:.3f}", f"{worst:.1e}", "yes" if found["passed"] else "NO"]
 
 
 def _show_model(report: Report) -> None:
@@ -147,7 +109,7 @@ def _show_model(report: Report) -> None:
             f"{row.first_ms:.1f}",
             *(f"{row.milliseconds[name]:.1f}" for name in _PERCENTILES),
             str(row.milliseconds["count"]),
-            _number(row.images_per_second),
+            number(row.images_per_second),
             _speed_up(row),
         ]
         for row in report.model_rows
@@ -160,15 +122,26 @@ def _show_model(report: Report) -> None:
         "of 100 later calls took at most this long; none is left out. speed-up: images/s over those of",
         f"{report.engines[0]['name']}, measured in turns with it.",
     )
+    if all(row.flops is None for row in report.model_rows):
+        _explain(
+            "What a pass computes is counted in ONNX graphs, and a package holds none: give it beside the",
+            "ONNX file, by --package, to see FLOP/s.",
+        )
+        return
+    _show_rates(report)
+
+
+def _show_rates(report: Report) -> None:
+    counted = [row for row in report.model_rows if row.flops is not None]
     rates = [
         [
             *_what(row),
-            f"{row.flops_per_second / 1e9:.1f}",
-            "-" if row.share_of_products is None else f"{100 * row.share_of_products:.0f}",
-            f"{row.bytes_per_second / 1e9:.1f}",
-            f"{100 * row.bytes_per_second / report.copy_rate:.0f}",
+            _giga(row.flops_per_second),
+            _percent(row.share_of_products),
+            _giga(row.bytes_per_second),
+            _percent(None if row.bytes_per_second is None else row.bytes_per_second / report.copy_rate),
         ]
-        for row in report.model_rows
+        for row in counted
     ]
     print()
     print_table(
@@ -178,8 +151,8 @@ def _show_model(report: Report) -> None:
     )
     sizes = ", ".join(
         dict.fromkeys(
-            f"{row.flops / 1e9:.3f} GFLOP and {row.bytes / 1e6:.0f} MB at {row.size[0]}x{row.size[1]} px"
-            for row in report.model_rows
+            f"{_giga(row.flops, 3)} GFLOP and {_megabytes(row.bytes)} MB at {row.size[0]}x{row.size[1]} px"
+            for row in counted
             if row.engine == report.engines[0]["name"]
         )
     )
@@ -215,7 +188,7 @@ def _show_pipeline(report: Report) -> None:
             [
                 row.engine,
                 str(row.batch),
-                _number(row.images_per_second),
+                number(row.images_per_second),
                 _speed_up(row),
                 *(f"{row.stages_ms['total'][name]:.1f}" for name in _PERCENTILES),
                 _megabytes(row.memory_bytes),
@@ -249,28 +222,23 @@ def _show_pipeline(report: Report) -> None:
 
 
 def _again(row: PipelineRow, images: int) -> str:
-    return "-" if row.second_looks is None else f"{_number(row.second_looks / row.runs)} of {images}"
-
-
-def _failures(found: dict[str, dict[str, float]]) -> str:
-    return ", ".join(
-        f"{output} differ by {found[output]['mean' if output == 'masks' else 'worst']:.2e}, "
-        f"limit {found[output]['limit']:.0e}"
-        for output in ("scores", "maps", "masks")
-        if not found[output]["passed"]
-    )
+    return "-" if row.second_looks is None else f"{number(row.second_looks / row.runs)} of {images}"
 
 
 def _speed_up(row: ModelRow | PipelineRow) -> str:
     return "-" if row.speed_up is None else f"{row.speed_up:.2f}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
 def _rate(value: float) -> str:
     return f"{value / 1e9:.0f}" if value else "-"
+
+
+def _giga(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value / 1e9:.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f}"
 
 
 def _megabytes(value: int | None) -> str:

@@ -26,7 +26,9 @@ def bench(
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="Images of the pipeline.")] = 8,
     backend: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME,...", help="onnxruntime, openvino. [default: all that run here]"),
+        typer.Option(
+            metavar="NAME,...", help="onnxruntime, openvino, tensorrt. [default: all that run here]"
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
@@ -60,6 +62,10 @@ def bench(
     quantized: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The same model in int8, by `export --precision int8`, beside it."),
+    ] = None,
+    package: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.pt2", help="The same model, by `export --to aotinductor`, beside it."),
     ] = None,
     compare: Annotated[
         Path | None, typer.Option(metavar="OLD.json", help="Show what changed since that --json.")
@@ -115,6 +121,7 @@ def bench(
       wsss-rt bench
       wsss-rt bench mine.onnx --images ./photos --batch 1,4 --size 375x500 --json now.json
       wsss-rt bench mine.onnx --scope model --backend openvino --precision float32,bfloat16
+      wsss-rt bench mine.onnx --package mine.pt2
       wsss-rt bench --compare before.json --fail-if 0.1
       wsss-rt bench --count runs/mine
       wsss-rt bench --count segvit --count segvit-shrunk --backbone vit_large_patch16_224 --img-size 640
@@ -170,6 +177,7 @@ def bench(
         device=device,
         threads=threads,
         quantized=quantized,
+        package=package,
     )
     # read first: a wrong file should not cost the measurement
     before = None if compare is None else read_report(compare)
