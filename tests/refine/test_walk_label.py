@@ -14,10 +14,12 @@ from PIL import Image
 from tests.affinity_model import affinity_card, write_affinity_model
 from tests.cli.label_runs import Cli
 from tests.label_models import ColorEngine, color_card, write_color_model
+from tests.packages import write_package
 from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.label_config import label_options, merge_settings
 from wsss_rt.labeler import Labeler
 from wsss_rt.model_card import InputSpec, seal
+from wsss_rt.model_package import BuiltFor
 from wsss_rt.options import LabelOptions
 from wsss_rt.refine import open_refiner
 from wsss_rt.refine.chain import ChainRefiner
@@ -119,6 +121,38 @@ def test_a_localizer_is_no_affinity_model_and_a_damaged_file_is_told(affinity: P
         WalkRefiner(damaged)
     with pytest.raises(UsageError, match="walk-radius 7 is more than 5"):
         WalkRefiner(affinity, WalkParams(radius=7))
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [("aotinductor", "auto"), ("aotinductor", "float16"), ("onnxruntime", "int8")],
+    ids=" ".join,
+)
+def test_an_affinity_model_runs_beside_a_localizer_of_another_kind_of_file(
+    affinity: Path, backend: str, precision: str
+) -> None:
+    """What a package, or a quantised file, of a localizer was asked for is not what an ONNX file can do."""
+    told: list[str] = []
+    walk = WalkRefiner(affinity, backend=backend, precision=precision)
+    walk.warm_up(told.append)
+    (line,) = told
+    assert "affinity model runs in onnxruntime float32" in line and f"run in {backend}" in line
+    assert "auto" not in line
+    plain = WalkRefiner(affinity, backend="onnxruntime")
+    plain.warm_up(told.append)
+    assert len(told) == 1
+    np.testing.assert_array_equal(walk(half_red(), seeds()).scores, plain(half_red(), seeds()).scores)
+
+
+def test_a_package_of_an_affinity_model_says_itself_what_runs_it(tmp_path: Path) -> None:
+    built = BuiltFor(device="cpu", torch="2.14.1", platform="linux x86_64", name="a processor")
+    path = write_package(tmp_path / "a.pt2", built, card=affinity_card(precision="bfloat16"))
+    for asked in (("openvino", "float32"), ("auto", "bfloat16")):
+        walk = WalkRefiner(path, backend=asked[0], precision=asked[1])
+        # its code is none: what is tried is what runs packages
+        with pytest.raises(WsssError) as caught:
+            walk.warm_up(print)
+        assert "runs ONNX" not in str(caught.value) and "compiled to compute" not in str(caught.value)
 
 
 def test_settings_reach_the_parameters(tmp_path: Path) -> None:

@@ -154,6 +154,24 @@ def eligible(backend: str, device: str, precision: str, card: ModelCard, *, pack
     return found
 
 
+def fitting(backend: str, device: str, precision: str, card: ModelCard, *, package: bool) -> tuple[str, str]:
+    """Backend and precision for a model that runs beside the one that they were asked for.
+
+    Both as asked where this model's file can be run so, else without the backend, else without both: a
+    package says itself what runs it, and in what it was compiled to compute.
+
+    Args:
+        backend, device, precision, card, package: as :func:`eligible` takes them.
+    """
+    for wanted in ((backend, precision), ("auto", precision)):
+        try:
+            eligible(wanted[0], device, wanted[1], card, package=package)
+        except UsageError:
+            continue
+        return wanted
+    return "auto", "auto"
+
+
 def _check_stored(precision: str, card: ModelCard, words: str, other: str) -> None:
     if precision not in ("auto", card.precision):
         raise UsageError(f"this model {words} {card.precision}, not {precision}", fix=f"use {other}")

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from wsss_rt.engines.backends import fitting
 from wsss_rt.errors import ImageError, ImageErrorCode, UsageError, WsssError
+from wsss_rt.io.names import printable
 from wsss_rt.localize import prepare_passes
-from wsss_rt.model_card import read_card
+from wsss_rt.model_card import is_package, read_artifact
 from wsss_rt.refine.checks import check_input
 from wsss_rt.refine.random_walk import random_walk
 from wsss_rt.refine.refined import Refined
@@ -32,7 +34,9 @@ class WalkRefiner:
     Args:
         affinity: file of an artifact of kind ``affinity``.
         params: of the walk.
-        backend, device, precision, threads, gate: as ``open_engine`` takes them.
+        backend, precision: of the localizer; the affinity model, which is another file, runs in them where
+            that can be.
+        device, threads, gate: as ``open_engine`` takes them.
 
     Raises:
         UsageError: no affinity model is named, or the radius is larger than its own.
@@ -57,7 +61,7 @@ class WalkRefiner:
             )
         self.params = params or WalkParams()
         self.path = Path(affinity)
-        self.card = read_card(self.path)
+        self.card, data = read_artifact(self.path)
         if self.card.kind != KIND:
             raise WsssError(
                 f"{self.path} is a {self.card.kind}",
@@ -68,15 +72,28 @@ class WalkRefiner:
         reach = int(self.card.options.get("radius", RADIUS))
         if self.params.radius > reach:
             raise UsageError(f"walk-radius {self.params.radius} is more than {reach}, that of {self.path}")
-        self._backend, self._device, self._precision, self._threads = backend, device, precision, threads
-        self._gate = gate
+        self._asked = (backend, precision)
+        self._backend, self._precision = fitting(
+            backend, device, precision, self.card, package=is_package(data)
+        )
+        self._device, self._threads, self._gate = device, threads, gate
         self._engine: Engine | None = None
         self._lock = threading.Lock()
 
     def warm_up(self, announce: Callable[[str], None]) -> None:
-        """Open the affinity model."""
+        """Open the affinity model.
+
+        Args:
+            announce: gets a line where it runs otherwise than the localizer was asked to.
+        """
         with self._lock:
-            self._open()
+            engine = self._open()
+        if (self._backend, self._precision) != self._asked:
+            asked = " ".join(word for word in self._asked if word != "auto")
+            announce(
+                f"the affinity model runs in {engine.backend} {engine.precision}: "
+                f"{printable(self.path)} cannot run in {asked}"
+            )
 
     def __call__(self, image: NDArray[np.uint8], scores: NDArray[np.float32]) -> Refined:
         """Scores after the walk, of the same shape and meaning; no background is surer than another.
