@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,12 @@ def finite(scores: Tensor) -> bool:
 
 
 def crf(
-    image: Tensor, scores: Tensor, alphas: Sequence[float | None], params: Mapping[str, Any]
+    image: Tensor,
+    scores: Tensor,
+    alphas: Sequence[float | None],
+    params: Mapping[str, Any],
+    *,
+    admit: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Marginals of a dense CRF, as ``wsss_rt.refine.crf.CrfRefiner`` gives them.
 
@@ -27,7 +32,8 @@ def crf(
         image: (H, W, 3) uint8 RGB.
         scores: (C' + 1, H, W) float32 in 0..1; plane 0 is background.
         alphas: one, or a low and a high one, of the background (1 - best class)^alpha; None keeps plane 0.
-        params: what else ``dense_crf_each`` takes.
+        params: what else ``dense_crf_each`` takes, but ``admit``.
+        admit: as there.
 
     Returns:
         Marginals at the first alpha, and where background wins at the second, (H, W) bool, or None.
@@ -35,7 +41,7 @@ def crf(
     from wsss_rt.kernels.dense_crf import dense_crf_each
 
     several = [with_background(scores, alpha) for alpha in alphas]
-    found = dense_crf_each([image] * len(several), several, **params)
+    found = dense_crf_each([image] * len(several), several, **params, admit=admit)
     return found[0], found[1].argmax(dim=0) == 0 if len(found) > 1 else None
 
 

@@ -162,6 +162,20 @@ def test_refiners_give_the_same_on_the_device(refine: str, tmp_path: Path) -> No
     assert_same(host, device)
 
 
+def test_a_crf_beyond_the_memory_that_was_allowed_costs_one_record() -> None:
+    images = [blocks(3), blocks(3)[:16, :16]]
+
+    def codes(**options: Any) -> list[str]:
+        labeler = Labeler(engine=TensorColorEngine(), localization="torch", refine="crf", **options)
+        found = [labeler.label(image, tags=["red"]).error for image in images]
+        assert all(error is None or "--crf-memory" in error.message for error in found)
+        return [error.code if error is not None else "" for error in found]
+
+    # 64x96 px need three megabytes, 16x16 px a hundredth of that
+    assert codes(crf_memory=1e-3) == ["out_of_memory", ""]
+    assert codes(crf_memory=1.0) == codes() == ["", ""]
+
+
 def test_kernels_do_it_when_they_are_asked_for() -> None:
     """Forced, and so interpreted where there is no GPU: one small image."""
     image = blocks(3, height=24, width=33)

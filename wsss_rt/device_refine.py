@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from wsss_rt.errors import ImageError, ImageErrorCode
 from wsss_rt.refine.chain import ChainRefiner
 from wsss_rt.refine.crf import CrfRefiner
+from wsss_rt.refine.memory import refuse
 from wsss_rt.refine.walk import WalkRefiner
 
 if TYPE_CHECKING:
@@ -72,8 +74,11 @@ def _crf(refiner: CrfRefiner, maps: DeviceMaps) -> DeviceRefiner:
         alphas.append(high)
 
     def refine(image: NDArray[np.uint8], scores: Any) -> tuple[Any, Any]:
+        admit = None
+        if refiner.memory is not None:
+            admit = partial(refuse, limit=refiner.memory, size=image.shape[:2], classes=len(scores))
         with maps.streams.work():
-            return crf(maps.streams.upload(image), scores, alphas, params)
+            return crf(maps.streams.upload(image), scores, alphas, params, admit=admit)
 
     return refine
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from wsss_rt.errors import UsageError, nearest
-from wsss_rt.refine.memory import DEFAULT_MEMORY
 from wsss_rt.refine.params import CrfParams, crf_params
 from wsss_rt.refine.walk_params import WalkParams
 
@@ -29,7 +28,8 @@ class LabelOptions:
         ignore_band: (low, high); pixels whose best class score lies in [low, high) become the ignore value.
         refine: name of a refiner, or several joined by ``+``, which run in this order.
         crf, crf_backend: parameters of the refiner ``crf``, and who computes it.
-        crf_memory: gigabytes that the CRF of one image may take; an image that needs more fails.
+        crf_memory: gigabytes that the CRF of one image may take; an image that needs more fails. None is 4
+            on the host, and no limit on a GPU but its own.
         walk, affinity: parameters of the refiner ``walk``, and the file of its affinity model.
         backend, device, precision: as ``open_engine`` takes them.
         localization: ``numpy`` on the host, ``torch`` on the engine's device, or ``auto``: torch where the
@@ -51,7 +51,7 @@ class LabelOptions:
     refine: str = "none"
     crf: CrfParams = field(default_factory=crf_params)
     crf_backend: str = "numba"
-    crf_memory: float = DEFAULT_MEMORY
+    crf_memory: float | None = None
     walk: WalkParams = field(default_factory=WalkParams)
     affinity: str | None = None
     backend: str = "auto"
@@ -81,7 +81,7 @@ class LabelOptions:
             raise UsageError(
                 f"no localization {self.localization!r}", fix=nearest(self.localization, LOCALIZATIONS)
             )
-        if not self.crf_memory > 0:
+        if self.crf_memory is not None and not self.crf_memory > 0:
             raise UsageError(
                 f"crf-memory must be more than 0, not {self.crf_memory}", why="it is in gigabytes"
             )

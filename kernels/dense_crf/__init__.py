@@ -12,6 +12,7 @@ from torch import Tensor
 from wsss_rt.kernels._dispatch import choose_triton, record
 from wsss_rt.kernels.dense_crf import reference
 from wsss_rt.kernels.dense_crf.lattice import Lattice, connect, embed, join, name_vertices
+from wsss_rt.kernels.dense_crf.memory import crf_bytes
 
 OPERATOR = "dense_crf"
 # smaller probabilities count as this, so that no pixel is certain
@@ -55,6 +56,7 @@ def dense_crf_each(
     bilateral_compat: float = 10.0,
     iterations: int = 10,
     stop: float = 0.0,
+    admit: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
     """Marginals of the fully connected CRF (NeurIPS 2011) of each image after some steps of mean field.
 
@@ -74,6 +76,8 @@ def dense_crf_each(
         iterations: steps of mean field, >= 0.
         stop: an image ends early, one step after the first that changed the best class of at most this share
             of its pixels; 0 takes all steps.
+        admit: called with the bytes that this call takes at least, before it takes them, and again once the
+            vertices are counted; raises to refuse.
 
     Returns:
         Marginals, each (C, H, W) float32 in 0..1, which sum to 1 over C; for an image alone the same as in
@@ -93,6 +97,10 @@ def dense_crf_each(
     if choose_triton(OPERATOR, probabilities[0], refusal=refusal):
         from wsss_rt.kernels.dense_crf import triton as path
     record(OPERATOR, "reference" if path is reference else f"triton[{path.launches(iterations)}]")
+    count = {"pixels": sum(image.shape[0] * image.shape[1] for image in images), "classes": classes}
+    kernels = path is not reference
+    if admit is not None:
+        admit(crf_bytes(**count, kernels=kernels))
     field = prepare(
         images,
         probabilities,
@@ -100,6 +108,8 @@ def dense_crf_each(
         bilateral=(bilateral_sxy, bilateral_srgb, bilateral_compat),
         density=path.density,
     )
+    if admit is not None:
+        admit(crf_bytes(**count, vertices=field.lattice.neighbours.shape[2], kernels=kernels))
     marginals = path.mean_field(*field, iterations, float(stop))
     parts = marginals.split(field.sizes, dim=1)
     return [

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.kernels.crf import SMALL, parity, pictures, shares
-from wsss_rt.errors import WsssError
+from benchmarks.kernels.memory import Held
+from wsss_rt.errors import ImageError, ImageErrorCode, WsssError
 from wsss_rt.kernels import KernelUnavailableError, last_path, use_kernels
 from wsss_rt.kernels.dense_crf import dense_crf, dense_crf_each, lattice, prepare, reference
 from wsss_rt.refine.crew import Crew
@@ -35,6 +37,27 @@ def settings(params: CrfParams) -> dict[str, Any]:
     """As keyword arguments; the background is made by the caller."""
     names = ("spatial_sxy", "spatial_compat", "bilateral_sxy", "bilateral_srgb", "bilateral_compat")
     return {name: getattr(params, name) for name in (*names, "iterations", "stop")}
+
+
+@pytest.mark.parametrize("smooth", [0, 1, 5])
+@pytest.mark.parametrize("classes", [2, 21])
+def test_the_memory_that_is_counted_is_what_is_held(smooth: int, classes: int) -> None:
+    """Of smooth images and of noise, which has ten times the vertices; of the reference, which runs here."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 120, 3), dtype=np.uint8)
+    image = torch.from_numpy(cv2.GaussianBlur(noise, (0, 0), smooth) if smooth else noise)
+    given, counts = torch.rand(classes, 96, 120), list[int]()
+    with Held() as held:
+        dense_crf_each([image], [given], iterations=2, admit=counts.append)
+    least, counted = counts
+    taken = held.peak + image.nbytes + given.nbytes
+    assert least < counted and 0.85 < taken / counted < 1.15
+
+    def never(needed: int) -> None:
+        raise ImageError(ImageErrorCode.OUT_OF_MEMORY, str(needed))
+
+    with Held() as held, pytest.raises(ImageError, match=str(least)):
+        dense_crf_each([image], [given], iterations=2, admit=never)
+    assert held.peak == 0
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,13 @@ def test_an_image_beyond_the_memory_limit_costs_one_record() -> None:
     assert labeler.label(red_on_gray()[:16, :16]).error is None
 
 
+def test_pydensecrf_is_not_asked_for_a_limit_that_it_lacks() -> None:
+    pytest.importorskip("pydensecrf")
+    CrfRefiner(backend="pydensecrf")
+    with pytest.raises(UsageError, match="leave out --crf-memory"):
+        CrfRefiner(backend="pydensecrf", memory=1.0)
+
+
 def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="'numba'"):
         open_refiner(LabelOptions(refine="crf", crf_backend="numbas"))

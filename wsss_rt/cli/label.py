@@ -91,7 +91,9 @@ def label(
     ] = None,
     crf_memory: Annotated[
         float | None,
-        typer.Option(metavar="GB", help="Refuse an image whose CRF needs more. [default: 4]"),
+        typer.Option(
+            metavar="GB", help="Refuse an image whose CRF needs more. [default: 4; on a GPU what it has]"
+        ),
     ] = None,
     crf_backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="numba, pydensecrf. [default: numba]")

@@ -33,10 +33,14 @@ class CrfRefiner:
     Args:
         params: kernels, steps, and how the background's score is made; None takes the default preset.
         backend: one of :data:`BACKENDS`.
-        memory: gigabytes beyond which an image is refused; numba's backend alone knows what it needs.
+        memory: gigabytes beyond which an image is refused; None is ``DEFAULT_MEMORY`` here, and on a GPU no
+            limit but its own.
+
+    Attributes:
+        memory: bytes, where they were given.
 
     Raises:
-        UsageError: no such backend.
+        UsageError: no such backend, or a memory limit or early stop that it does not have.
         MissingExtraError: the backend's package is not installed.
     """
 
@@ -45,16 +49,21 @@ class CrfRefiner:
         params: CrfParams | None = None,
         *,
         backend: str = "numba",
-        memory: float = DEFAULT_MEMORY,
+        memory: float | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise UsageError(f"no CRF backend named {backend!r}", fix=nearest(backend, BACKENDS))
         if backend == "pydensecrf" and importlib.util.find_spec("pydensecrf") is None:
             raise MissingExtraError("--crf-backend pydensecrf", extra="crf-reference", package="pydensecrf2")
         self.params, self.backend = params or crf_params(), backend
-        self.memory_limit = memory * GIGABYTE
+        self.memory = None if memory is None else memory * GIGABYTE
         if backend == "pydensecrf" and self.params.stop:
             raise UsageError("pydensecrf has no early stop", fix="leave out --crf-stop or --crf-backend")
+        if backend == "pydensecrf" and memory is not None:
+            raise UsageError(
+                "pydensecrf takes what memory it needs, without a limit",
+                fix="leave out --crf-memory or --crf-backend",
+            )
         self._warm = backend != "numba"
         self._lock = threading.Lock()
 
@@ -108,7 +117,8 @@ class CrfRefiner:
         self.warm_up(_log.warning)
         from wsss_rt.refine.dense_crf import dense_crf_each
 
-        return dense_crf_each(image, several, self.params, memory_limit=self.memory_limit)
+        limit = DEFAULT_MEMORY * GIGABYTE if self.memory is None else self.memory
+        return dense_crf_each(image, several, self.params, memory_limit=limit)
 
 
 def _with_background(scores: NDArray[np.float32], alpha: float | None) -> NDArray[np.float32]:

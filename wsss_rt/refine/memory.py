@@ -7,7 +7,7 @@ from wsss_rt.errors import ImageError, ImageErrorCode
 # values of a vertex come in groups of this many
 LANES = 4
 GIGABYTE = 1e9
-# gigabytes that one image's CRF may take
+# gigabytes that one image's CRF may take on the host, where nobody says; a GPU's memory is its own limit
 DEFAULT_MEMORY = 4.0
 # corners and weights of both kernels, and the image
 _PIXEL_BYTES = (3 + 6) * 8 + 3
@@ -37,7 +37,15 @@ def refuse_beyond(limit: float | None, size: tuple[int, int], classes: int, *, v
     Raises:
         ImageError: ``out_of_memory``; it says how much the image needs.
     """
-    needed = crf_bytes(*size, classes, vertices=vertices)
+    refuse(crf_bytes(*size, classes, vertices=vertices), limit=limit, size=size, classes=classes)
+
+
+def refuse(needed: int, *, limit: float | None, size: tuple[int, int], classes: int) -> None:
+    """Refuse an image (H, W) whose CRF needs more than ``limit`` bytes; None refuses none.
+
+    Raises:
+        ImageError: ``out_of_memory``; it says how much the image needs.
+    """
     if limit is None or needed <= limit:
         return
     raise ImageError(
