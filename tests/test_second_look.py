@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +22,8 @@ from wsss_rt.labeler import Labeler
 from wsss_rt.model_card import InputSpec, Recommended
 from wsss_rt.options import LabelOptions
 from wsss_rt.progress import Silent
-from wsss_rt.second_look import KEPT, NOTE, TOLERATED, is_doubtful, near_ties
+from wsss_rt.second_look import KEPT, NEAR, NOTE, TOLERATED, is_doubtful, near_ties
+from wsss_rt.segment import merge_passes
 
 NAMES = ("red", "green", "blue")
 
@@ -97,6 +99,31 @@ def test_classes_tie_with_each_other_too() -> None:
     assert is_doubtful(outputs(planes), (0, 1), card=card, background=0.4)
     # no class competes, and nothing is to be decided
     assert not is_doubtful(outputs(planes), (), card=card, background=0.4)
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.5)])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_some_pixels_of_a_segmenters_large_maps_tell_what_all_would(
+    rows: int, scales: tuple[float, ...]
+) -> None:
+    card = color_card(kind="segmenter", has_background=True)
+    noise = np.random.default_rng(0).random((rows, 4, 12, 16), np.float32)
+    for spread in (0.3, 0.6, 2.0):
+        grown = [
+            np.stack(
+                [[cv2.resize(plane, None, fx=16 * scale, fy=16 * scale) for plane in row] for row in noise]
+            )
+            for scale in scales
+        ]
+        maps = [(spread * entry).astype(np.float32) for entry in grown]
+        best = np.sort(merge_passes(maps, size=(192, 256)), axis=0)
+        every = float(np.mean(best[-1] - best[-2] < NEAR))
+        assert 0.02 < every < 0.8
+        assert near_ties(maps, (0, 1, 2), card, 0.0) == pytest.approx(every, abs=0.01)
+    # few pixels are all asked
+    small = [entry[..., :6, :5] for entry in maps[:1]]
+    best = np.sort(merge_passes(small, size=(6, 5)), axis=0)
+    assert near_ties(small, (0, 1, 2), card, 0.0) == np.mean(best[-1] - best[-2] < NEAR)
 
 
 def test_a_predicted_tag_near_its_threshold_is_a_doubt() -> None:

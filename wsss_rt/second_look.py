@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 NEAR = 0.03
 # part of an image's tokens that may be so near; docs/decisions.md says what was measured
 TOLERATED = 0.135
+# a segmenter has a score for every pixel, drawn up from tokens: each fourth pixel, both ways, tells as much,
+# and all planes of an image need not be merged twice
+STEP = 4
+_LEAST_SIDE = 16
 NOTE = "run again in float32: rounding may have decided its mask"
 # how the notes of images end that float32 failed on
 KEPT = "the bfloat16 mask was kept, though rounding may have decided it"
@@ -99,6 +103,8 @@ def near_ties(
 ) -> float:
     """Part of an image's tokens, 0..1, whose best two scores lie within :data:`NEAR` of each other.
 
+    Of a segmenter, part of its pixels, some of which stand for all where they are many.
+
     Args:
         maps: per pass (F, C, h, w) float32, as an engine gives them.
         present: 0-based indices of the classes that compete, at least one.
@@ -108,7 +114,8 @@ def near_ties(
     height, width = max((entry.shape[2:] for entry in maps), key=lambda shape: int(np.prod(shape)))
     if card.kind == "segmenter":
         planes = segment.planes_of(present, has_background=card.has_background)
-        merged = segment.merge_passes(list(maps), size=(height, width), planes=planes)
+        views, size = _samples(maps, (height, width))
+        merged = segment.merge_passes(views, size=size, planes=planes)
     else:
         merged = np.empty((len(present) + 1, height, width), np.float32)
         merged[0] = background
@@ -117,6 +124,20 @@ def near_ties(
         return 0.0
     best = np.partition(merged, len(merged) - 2, axis=0)
     return float(np.mean(best[-1] - best[-2] < NEAR))
+
+
+def _samples(
+    maps: Sequence[NDArray[np.float32]], size: tuple[int, int]
+) -> tuple[list[NDArray[np.float32]], tuple[int, int]]:
+    """A segmenter's views (1, K, h, w), none mirrored, at some pixels of the largest; and their size."""
+    views = [(row[:, :, ::-1] if index else row)[None] for entry in maps for index, row in enumerate(entry)]
+    step = max(1, min(STEP, min(size) // _LEAST_SIDE))
+    # views of other sizes are resized to this one when they are merged
+    sampled = [
+        view[:, :, step // 2 :: step, step // 2 :: step] if view.shape[2:] == size else view for view in views
+    ]
+    height, width = (len(range(step // 2, side, step)) for side in size)
+    return sampled, (height, width)
 
 
 class SecondLook:
