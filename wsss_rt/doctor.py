@@ -10,7 +10,6 @@ import importlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss_rt import __version__
+from wsss_rt.hardware import gpus, memory, processor
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,6 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "train": ("torch", "torchvision", "timm", "lightning", "safetensors", "matplotlib"),
     "export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors"),
 }
-# what decides the speed of a matrix product
-_FEATURES = (
-    "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni",
-    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2",
-)  # fmt: skip
 _CODECS = {
     "jpg": "JPEG",
     "zlib": "PNG",
@@ -105,9 +100,9 @@ def collect() -> dict[str, Any]:
             "executable": sys.executable,
             "system": platform.platform(terse=True),
         },
-        "processor": _guarded(_processor),
-        "memory": _guarded(_memory),
-        "gpu": _guarded(_gpus),
+        "processor": _guarded(processor),
+        "memory": _guarded(memory),
+        "gpu": _guarded(gpus),
         "packages": packages,
         "engines": {
             "onnxruntime": _guarded(_providers),
@@ -164,57 +159,6 @@ def _package(package: Package) -> dict[str, Any]:
         # importable without being an installed distribution, as a system package or a folder on the path
         found |= {"state": "ok", "version": str(getattr(module, "__version__", "unknown"))}
     return found
-
-
-def _processor() -> dict[str, Any]:
-    from wsss_rt.run_record import machine
-
-    known = machine()
-    flags: set[str] = set()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                flags = set(line.partition(":")[2].split())
-                break
-    return {
-        "name": known["processor"],
-        "usable": known["processors"],
-        "present": os.cpu_count(),
-        "features": [name for name in _FEATURES if name in flags],
-    }
-
-
-def _memory() -> dict[str, Any]:
-    page = os.sysconf("SC_PAGE_SIZE")
-    found: dict[str, Any] = {"total_bytes": page * os.sysconf("SC_PHYS_PAGES")}
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        for line in info.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("MemAvailable"):
-                found["available_bytes"] = int(line.split()[1]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        found["limit_bytes"] = int(text)
-    return found
-
-
-def _gpus() -> list[dict[str, str]]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    fields = ("name", "driver_version", "memory.total", "compute_cap")
-    done = subprocess.run(
-        [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"nvidia-smi: {(done.stderr or done.stdout).strip()}")
-    rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
-    return [dict(zip(("name", "driver", "memory", "compute_capability"), row, strict=False)) for row in rows]
 
 
 def _providers() -> list[str]:
