@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shlex
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from wsss_rt.cli.export_checks import (
     check_source,
     check_target,
 )
+from wsss_rt.cli.export_report import as_dict, as_text
 from wsss_rt.errors import MissingExtraError, UsageError
 from wsss_rt.gpu_driver import settle_absent_driver
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from wsss_rt.export.onnx import ExportReport
-    from wsss_rt.model_card import ModelCard
     from wsss_rt.training.checkpoints import RunConfig
 
 _PACKAGES = ("torch", "timm", "onnx", "onnxscript", "safetensors")
@@ -225,7 +224,7 @@ def export(
 
             quantize_file(written, quantising, gate=not skip_parity, json_=json_)
             return
-    typer.echo(json.dumps(_as_dict(report), indent=2, ensure_ascii=False) if json_ else _as_text(report))
+    typer.echo(json.dumps(as_dict(report), indent=2, ensure_ascii=False) if json_ else as_text(report))
 
 
 def _export_plan(source: Path, others: list[str], precision: str, images: Path | None, json_: bool) -> None:
@@ -280,46 +279,3 @@ def _load_run(path: Path, overrides: dict[str, Any]) -> tuple[nn.Module, RunConf
             raise UsageError(f"{config.method} has no --{name.replace('_', '-')}")
         setattr(model, name, value)
     return model, replace(config, recommended_options={**config.recommended_options, **overrides})
-
-
-def _as_dict(report: ExportReport) -> dict[str, Any]:
-    return {
-        "written": str(report.path),
-        "bytes": report.size,
-        "opset": report.opset,
-        "seconds": round(report.seconds, 2),
-        "parity_seconds": round(report.gate_seconds, 2),
-        "parity": report.parity.as_dict() if report.parity is not None else "skipped",
-        "next": _next_command(report),
-    }
-
-
-def _as_text(report: ExportReport) -> str:
-    if report.parity is None:
-        checked = "parity check skipped; the card says so"
-    else:
-        checked = f"{report.parity.table()}\nequal to float32 PyTorch on {report.parity.source}"
-    return (
-        f"{checked}\n"
-        f"wrote {report.path}: {report.size / 1e6:.2f} MB, {_compiled(report)}, {report.card.method}, "
-        f"{_contents(report.card)}, in {report.seconds:.1f} s "
-        f"({report.gate_seconds:.1f} s of it the check)\n"
-        f"next: {_next_command(report)}"
-    )
-
-
-def _compiled(report: ExportReport) -> str:
-    return (
-        f"opset {report.opset}" if report.opset else f"{report.card.precision}, for this kind of machine only"
-    )
-
-
-def _contents(card: ModelCard) -> str:
-    return "pairwise affinity" if card.kind == "affinity" else f"{len(card.classes)} classes"
-
-
-def _next_command(report: ExportReport) -> str:
-    file = shlex.quote(str(report.path))
-    if report.card.kind == "affinity":
-        return f"wsss-rt label ./images --refine walk --affinity {file}"
-    return f"wsss-rt label ./images --model {file}"
