@@ -73,18 +73,22 @@ def bench(result: dict[str, Any]) -> str:
     ]
     rows = []
     for engine in result["engines"]:
+        # mixed has none of the model alone
         model, labeller = (
-            next(row for row in result["rows"] if row["key"].startswith(f"{scope}, {engine['name']},"))
+            next(
+                (row for row in result["rows"] if row["key"].startswith(f"{scope}, {engine['name']},")), None
+            )
             for scope in ("model", "pipeline")
         )
+        share = None if model is None else model["share_of_products"]
         speed_up = labeller["speed_up"]
         rows.append(
             [
                 engine["name"],
                 f"{sum(engine['seconds'].values()):.1f}",
                 "–" if labeller["memory_bytes"] is None else f"{labeller['memory_bytes'] / 1e6:.0f}",
-                f"{model['milliseconds']['p50']:.1f}",
-                "–" if model["share_of_products"] is None else f"{100 * model['share_of_products']:.0f}",
+                "–" if model is None else f"{model['milliseconds']['p50']:.1f}",
+                "–" if share is None else f"{100 * share:.0f}",
                 f"{labeller['images_per_second']:.1f}",
                 "–" if speed_up is None else f"{speed_up:.2f}",
                 percent_exact(1 - engine["agreement"]["masks"]["mean"]),

@@ -23,7 +23,7 @@ from wsss_rt.parity import LIMITS
 from wsss_rt.scenes import render_scene
 
 
-@pytest.fixture(scope="module", params=wanted((), ()), ids=" ".join)
+@pytest.fixture(scope="module", params=wanted((), (), scope="model"), ids=" ".join)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Each engine, open once."""
     backend, precision = request.param

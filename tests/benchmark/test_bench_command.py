@@ -100,7 +100,9 @@ def test_an_engine_with_wrong_masks_gets_no_speed_up(cli: Cli, monkeypatch: pyte
     assert [engine["agreement"]["passed"] for engine in found["engines"]] == [True, False]
 
 
-def test_mixed_is_measured_in_the_labeller_with_its_second_looks(cli: Cli, tmp_path: Path) -> None:
+def test_mixed_is_measured_in_the_labeller_with_its_second_looks(
+    cli: Cli, tmp_path: Path, tables: ModuleType
+) -> None:
     from wsss_rt.engines.openvino import shared_core
 
     if "BF16" not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -115,6 +117,7 @@ def test_mixed_is_measured_in_the_labeller_with_its_second_looks(cli: Cli, tmp_p
     assert engine["name"] == "openvino mixed" and engine["agreement"]["passed"]
     assert row["key"] == "pipeline, openvino mixed, batch 1" and row["failed"] == 0
     assert (row["second_looks"], row["second_looks_failed"]) == (row["runs"], 0)
+    assert "| openvino mixed |" in tables.bench(found)
     assert "1 of 4" in ended.out and "--precision mixed" in ended.out and "the model alone" not in ended.out
 
 
