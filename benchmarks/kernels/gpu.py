@@ -29,7 +29,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 from record import environment, write_result  # noqa: E402
 
-from benchmarks.kernels.parity import Verdict  # noqa: E402
+from wsss_rt.kernels.proof.rule import Verdict  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""map_to_mask: how a case is made, run, judged and timed.
-
-A mask is no number that errs a little, so that the rule of ``parity.py`` judges the planes and the sums, and
-masks are held to the share of pixels that differ from float64's.
-"""
+"""map_to_mask on a GPU: what judges it there, and its times."""
 
 from __future__ import annotations
 
@@ -11,25 +7,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from benchmarks.kernels.parity import Verdict, judge
 from wsss_rt import localize
 from wsss_rt.kernels import use_kernels
-from wsss_rt.kernels.map_to_mask import (
-    NORMALISE_EPSILON,
-    Taps,
-    map_planes,
-    map_to_mask,
-    merge_grids,
-    reference,
-    taps_for,
-)
+from wsss_rt.kernels.map_to_mask import map_to_mask, merge_grids
+from wsss_rt.kernels.map_to_mask.cases import BACKGROUND, maps_of, parity
+from wsss_rt.kernels.proof.rule import Verdict
 
-BACKGROUND, BAND = 0.4, (0.3, 0.5)
-# of the pixels: float32 decides otherwise where two scores are equal but for their last digits
-DIFFERENT_PIXELS = 1e-4
 # photographs of the kinds that label meets: tokens, pixels, present classes
 PHOTOS = (
     ((14, 14), (224, 224), 2),
@@ -37,62 +22,6 @@ PHOTOS = (
     ((48, 48), (768, 768), 3),
     ((96, 96), (1536, 1536), 5),
 )
-
-
-def maps_of(
-    grids: tuple[tuple[int, int], ...], classes: int, *, flip: bool = True, device: str = "cpu", seed: int = 0
-) -> list[Tensor]:
-    """Token maps of an image's passes, (F, classes, h, w) float32."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(1 + flip, classes, *grid, generator=generator).to(device) for grid in grids]
-
-
-def parity(
-    grids: tuple[tuple[int, int], ...],
-    size: tuple[int, int],
-    present: tuple[int, ...],
-    *,
-    upsample: str = "bilinear",
-    normalise: str = "minmax",
-    classes: int = 20,
-    band: tuple[float, float] | None = BAND,
-    device: str = "cpu",
-) -> list[Verdict]:
-    """Verdicts on planes, mask and sums."""
-    tokens, shapes = merge_grids(maps_of(grids, classes, device=device), present)
-    wide, rule = classes > 254, {"upsample": upsample, "normalise": normalise}
-
-    def kernel() -> list[Tensor]:
-        with use_kernels("triton"):
-            planes = map_planes(tokens, shapes, size, **rule)
-            mask, sums = map_to_mask(
-                tokens, shapes, present, size, background=BACKGROUND, ignore_band=band, wide=wide, **rule
-            )
-        return [planes, mask.int(), sums[: 1 + len(present)] / mask.numel()]
-
-    def plain(exact: bool) -> list[Tensor]:
-        kind = torch.float64 if exact else torch.float32
-        given = Taps(
-            *(
-                part.to(kind) if part.is_floating_point() else part
-                for part in taps_for(shapes, size, upsample, tokens.device)
-            )
-        )
-        planes = torch.stack(list(reference.planes(tokens.to(kind), given, normalise, NORMALISE_EPSILON)))
-        mask, sums = reference.decide(
-            planes, present, size, background=BACKGROUND, band=band, sure=None,
-            ignore=65_535 if wide else 255, device=tokens.device,
-        )  # fmt: skip
-        return [planes, mask, sums[: 1 + len(present)] / mask.numel()]
-
-    name = "x".join(map(str, size)) + "-".join(["", *("x".join(map(str, grid)) for grid in grids)])
-    case = f"map_to_mask {name}-{upsample}-{normalise}-K{len(present)}"
-    found, usual, exact = kernel(), plain(False), plain(True)
-    planes, sums = (
-        judge(case, name, found[at], usual[at], exact[at]) for name, at in (("planes", 0), ("sums", 2))
-    )
-    shares = [float((other[1] != exact[1]).double().mean()) for other in (found, usual)]
-    return [planes, Verdict(case, "mask", *shares, 2 * shares[1] + DIFFERENT_PIXELS), sums]
 
 
 def parity_of_all(device: str, *, small: bool) -> list[Verdict]:

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels import aggregate, propagate, reattend
-from benchmarks.kernels.parity import Verdict, packed_heads
 from benchmarks.kernels.sizes import CLASSES, DIM
 from benchmarks.kernels.timing import median_ms
 from wsss_rt.kernels import use_kernels
 from wsss_rt.kernels._tiles import Tile, remember, use_tile
 from wsss_rt.kernels.affinity_propagate import affinity_propagate
+from wsss_rt.kernels.affinity_propagate import cases as propagate
 from wsss_rt.kernels.attention_aggregate import attention_aggregate
+from wsss_rt.kernels.attention_aggregate import cases as aggregate
+from wsss_rt.kernels.masked_reattention import cases as reattend
 from wsss_rt.kernels.masked_reattention import masked_reattention
+from wsss_rt.kernels.proof.rule import Verdict, packed_heads
 
 # bf16 and float16 alone: float32 is there to be exact
 CANDIDATES = (

@@ -1,4 +1,4 @@
-"""random_walk: how a case is made, run, judged and timed."""
+"""random_walk on a GPU: what judges it there, and its times."""
 
 from __future__ import annotations
 
@@ -8,56 +8,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from benchmarks.kernels.parity import Verdict, compare
 from wsss_rt.kernels import use_kernels
-from wsss_rt.kernels.random_walk import random_walk, reference
-from wsss_rt.kernels.random_walk.transitions import pair_offsets, transitions
+from wsss_rt.kernels.proof.rule import Verdict
+from wsss_rt.kernels.random_walk import random_walk
+from wsss_rt.kernels.random_walk.cases import case_of, parity
 from wsss_rt.refine.random_walk import walk as cpu_walk
 from wsss_rt.refine.walk_params import WalkParams
 
 # images of 500x375, of 1000x1000 and of 2000x2000 px in cells of 8: the last two take a launch a step
 TIMED = ((16, 4, 47, 63), (4, 4, 125, 125), (1, 21, 250, 250))
-
-
-def case_of(
-    batch: int, classes: int, rows: int, columns: int, *, radius: int = 5, device: str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Scores and affinity of 0..1."""
-    generator = torch.Generator().manual_seed(rows * columns)
-    scores = torch.rand(batch, classes, rows, columns, generator=generator)
-    affinity = torch.rand(batch, len(pair_offsets(radius)), rows, columns, generator=generator)
-    return scores.to(device), affinity.to(device)
-
-
-def parity(
-    batch: int,
-    classes: int,
-    rows: int,
-    columns: int,
-    *,
-    steps: int = 3,
-    beta: float = 8.0,
-    radius: int = 5,
-    device: str = "cpu",
-) -> list[Verdict]:
-    """Verdict on the scores."""
-    scores, affinity = case_of(batch, classes, rows, columns, radius=radius, device=device)
-
-    def run(mode: str) -> list[Tensor]:
-        with use_kernels(mode):
-            return [random_walk(scores, affinity, beta=beta, steps=steps, radius=radius)]
-
-    def plain(exact: bool) -> list[Tensor]:
-        if not exact:
-            return run("reference")
-        by = transitions(affinity.double(), beta=beta, radius=radius)
-        return [reference.walk(scores.double().flatten(2), by, steps).view(scores.shape)]
-
-    case = f"walk B{batch}-C{classes}-{rows}x{columns}-s{steps}-r{radius}"
-    return compare(case, ["scores"], lambda: run("triton"), plain)
 
 
 def parity_of_all(device: str, *, small: bool) -> list[Verdict]:

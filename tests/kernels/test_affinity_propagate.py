@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.kernels.parity import packed_heads
-from benchmarks.kernels.propagate import layers_of, maps_for, parity
 from wsss_rt.kernels import KernelUnavailableError, last_path, use_kernels
 from wsss_rt.kernels.affinity_propagate import Problem, affinity_propagate, choose_form, form_for
+from wsss_rt.kernels.affinity_propagate.cases import layers_of, maps_for, parity
 from wsss_rt.kernels.affinity_propagate.cost import accumulated_cost, streaming_cost
 from wsss_rt.kernels.attention_aggregate import attention_aggregate
+from wsss_rt.kernels.proof.rule import packed_heads
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kernels.aggregate import accumulators
-from benchmarks.kernels.parity import packed_heads
 from wsss_rt.errors import WsssError
 from wsss_rt.kernels import _tiles
 from wsss_rt.kernels._tiles import Tile, for_architecture, remember, tile_for, use_tile
 from wsss_rt.kernels.ahead_of_time import launches, launches_of, operators
+from wsss_rt.kernels.attention_aggregate.cases import accumulators
+from wsss_rt.kernels.proof.rule import packed_heads
 
 
 def compiled(root: Path, cache: Path, *words: str) -> str:

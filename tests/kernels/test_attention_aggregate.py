@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.kernels.aggregate import accumulators, parity
-from benchmarks.kernels.parity import packed_heads
 from wsss_rt.errors import UsageError
 from wsss_rt.kernels import KernelUnavailableError, last_path, use_kernels
 from wsss_rt.kernels.attention_aggregate import attention_aggregate
+from wsss_rt.kernels.attention_aggregate.cases import accumulators, parity
+from wsss_rt.kernels.proof.rule import packed_heads
 
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 BOTH, ROWS, NONE = (True, True), (True, False), (False, False)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.kernels.map_to_mask import maps_of, parity
 from wsss_rt import localize
 from wsss_rt.kernels import last_path, use_kernels
 from wsss_rt.kernels.map_to_mask import map_planes, map_to_mask, merge_grids, planes_to_mask
+from wsss_rt.kernels.map_to_mask.cases import maps_of, parity
 from wsss_rt.model_card import MapRule, Normalise, Upsample
 
 ONE, TWO = ((5, 4),), ((5, 4), (7, 3))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.parity import packed_heads
-from benchmarks.kernels.reattend import parity
 from wsss_rt.kernels import last_path, use_kernels
 from wsss_rt.kernels.masked_reattention import masked_reattention, reference, select_tokens, spread_mass
+from wsss_rt.kernels.masked_reattention.cases import parity
+from wsss_rt.kernels.proof.rule import packed_heads
 
 
 def by_kernel(mass: Tensor, threshold: float) -> Tensor:

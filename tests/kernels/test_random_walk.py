@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.kernels.walk import case_of, parity
 from tests.refine.test_random_walk import planes
 from wsss_rt.kernels import KernelUnavailableError, last_path, use_kernels
 from wsss_rt.kernels.random_walk import random_walk
+from wsss_rt.kernels.random_walk.cases import case_of, parity
 from wsss_rt.kernels.random_walk.transitions import pair_offsets
 from wsss_rt.refine.random_walk import pool, walk
 from wsss_rt.refine.walk_params import WalkParams

@@ -1,4 +1,4 @@
-"""The rule by which kernels are judged, and the inputs that tests and timings share.
+"""The rule by which kernels are judged, and the inputs that proof, tests and timings share.
 
 A kernel may err at most twice as much as PyTorch in the same type does, against float64, plus a little: so no
 type needs a tolerance of its own.
@@ -6,7 +6,7 @@ type needs a tolerance of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +43,22 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an operator's kernel is held against its reference; each ``cases.py`` of an operator names its own.
+
+    Attributes:
+        judge: (device, type, small) to verdicts; ``small`` for Triton's interpreter.
+        work: (device, type) to a call of realistic size, which is timed with the kernel and without.
+        types: that the kernel computes in, each proven by itself; empty where it computes in float32 whatever
+            comes in, and the type says nothing.
+    """
+
+    judge: Callable[[str, torch.dtype, bool], Iterable[Verdict]]
+    work: Callable[[str, torch.dtype], Callable[[], Any]]
+    types: tuple[torch.dtype, ...] = ()
 
 
 def judge(case: str, output: str, kernel: Tensor, pytorch: Tensor, exact: Tensor) -> Verdict:
