@@ -30,7 +30,8 @@ from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.export.graph import quiet
 from wsss_rt.export.onnx import ExportReport, gate_against, make_card
 from wsss_rt.io.atomic import write_atomic
-from wsss_rt.kernels import use_kernels
+from wsss_rt.kernels import ensure_proof, use_kernels
+from wsss_rt.kernels.proof import subjects
 from wsss_rt.model_package import BuiltFor, read_package, seal_package
 from wsss_rt.parity import ParityError
 
@@ -63,8 +64,9 @@ def export_aotinductor(
         precision: of matrix products and convolutions: ``float32``, ``bfloat16`` or ``float16``. Softmax and,
             on a GPU, norms stay in float32, as in PyTorch's autocast; so do inputs and outputs.
         device: ``cpu`` or ``cuda``.
-        kernels: for ``cuda``, as ``WSSS_RT_KERNELS``: ``triton`` compiles this project's kernels in. On a CPU
-            the reference is compiled.
+        kernels: for ``cuda``, as ``WSSS_RT_KERNELS``: ``auto`` compiles those of this project's kernels in
+            that are proven on this GPU, which they get the opportunity to be. On a CPU the reference is
+            compiled.
         gate: False skips the parity check, and the card says so.
 
     Raises:
@@ -83,6 +85,8 @@ def export_aotinductor(
     model = model.eval().float().cpu()
     card = replace(make_card(model, config), precision=precision)
     weights = _weights_hash(model)
+    if device == "cuda" and kernels == "auto":
+        ensure_proof("cuda", subjects(getattr(model, "operators", ()), (DTYPES[precision], torch.float32)))
     compiled, uses_kernels = _compile(
         model, patch=card.input.patch, precision=precision, device=device, kernels=kernels
     )

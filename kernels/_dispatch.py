@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.kernels import _proven
+from wsss_rt.kernels._proven import DTYPES
 
 #: Values of the environment variable ``WSSS_RT_KERNELS``.
 MODES = ("auto", "triton", "reference")
 VARIABLE = "WSSS_RT_KERNELS"
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 #: The widest head a kernel holds in one tile.
 MAX_HEAD_DIM = 128
 
 # found without importing it, once: neither belongs into a traced graph
 _INSTALLED = importlib.util.find_spec("triton") is not None
-# no GPU has run these kernels yet: once benchmarks/kernels/gpu.py has passed on one, auto may choose them
-_AUTO_TAKES_TRITON = False
 _ran: dict[str, str] = {}
 _override: str | None = None
 _plugins = False
+_watching: set[tuple[str, str]] | None = None
 
 
 class KernelUnavailableError(WsssError):
@@ -90,22 +90,43 @@ def last_path(operator: str) -> str | None:
 def record(operator: str, path: str) -> None:
     """Remember what an operator runs."""
     _ran[operator] = path
+    if _watching is not None:
+        _watching.add((operator, path))
 
 
-def choose_triton(operator: str, *tensors: Tensor, refusal: str | None = None) -> bool:
+@contextmanager
+def watched() -> Iterator[set[tuple[str, str]]]:
+    """All that is recorded meanwhile, as (operator, path)."""
+    global _watching
+    kept, _watching = _watching, set()
+    try:
+        yield _watching
+    finally:
+        _watching = kept
+
+
+def choose_triton(
+    operator: str, *tensors: Tensor, refusal: str | None = None, worthwhile: bool = True
+) -> bool:
     """Whether an operator's Triton kernel is to run on these tensors.
 
+    ``auto`` takes it on a GPU where it was proven on this very one (``wsss_rt.kernels.proof``); nothing is
+    checked here, in the middle of a model.
+
     Args:
-        operator: its name, for the error.
+        operator: its name.
         tensors: all floating-point inputs that the kernel multiplies.
         refusal: why the kernel cannot take this call, where the caller knows a reason.
+        worthwhile: False where ``auto`` is to stay with the reference, although the kernel could run.
 
     Raises:
         KernelUnavailableError: ``WSSS_RT_KERNELS=triton``, and it cannot run.
         UsageError: the environment variable holds no mode.
     """
     mode = kernel_mode()
-    if mode == "reference" or (mode == "auto" and not (_AUTO_TAKES_TRITON and _on_gpu(tensors[0]))):
+    if mode == "reference" or (mode == "auto" and not (worthwhile and _on_gpu(tensors[0]))):
+        return False
+    if mode == "auto" and not _proven.takes(operator, tensors):
         return False
     why = refusal or _cannot(tensors)
     if why is not None and mode == "triton":
@@ -126,6 +147,11 @@ def too_wide(queries: Tensor) -> str | None:
 def needs_gradient(*tensors: Tensor) -> bool:
     """Whether autograd would record a call with these tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def triton_installed() -> bool:
+    """Whether Triton is there; it is not imported."""
+    return _INSTALLED
 
 
 def interpreting() -> bool:

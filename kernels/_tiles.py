@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
+from wsss_rt.kernels._cache import cache_file, write_json
 from wsss_rt.kernels._dispatch import interpreting
 
 #: Compute capability whose tiles are taken where no device is at hand to ask.
@@ -146,20 +146,15 @@ def device_name(tensor: Tensor) -> str | None:
 
 def tuned_path(device: str) -> Path:
     """``$XDG_CACHE_HOME/wsss-rt/kernels/<device>-triton-<version>.json``, or the same below ``~/.cache``."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = "".join(letter if letter.isalnum() else "-" for letter in f"{device} triton {triton.__version__}")
-    return base / "wsss-rt" / "kernels" / f"{name}.json"
+    return cache_file(f"{device} triton {triton.__version__}")
 
 
 def remember(device: str, kernel: str, itemsize: int, head_dim: int, tile: Tile) -> Path:
     """Keep a tuned tile for this device; the file is replaced whole, so that no reader sees half of it."""
     path = tuned_path(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
     known = {name: asdict(kept) for name, kept in _tuned(device).items()}
     known[_key(kernel, itemsize, head_dim)] = asdict(tile)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    write_json(path, known)
     _tuned.cache_clear()
     return path
 

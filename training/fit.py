@@ -27,7 +27,13 @@ from wsss_rt.training.interrupt import Interrupted, StopSignal
 from wsss_rt.training.journal import LOG, Journal, Progress, duration
 from wsss_rt.training.optim import LearningRate, WeightAverage, build_optimizer
 from wsss_rt.training.plot import plot_run
-from wsss_rt.training.setup import new_model, open_fabric, planned_images, resolve_precision
+from wsss_rt.training.setup import (
+    new_model,
+    open_fabric,
+    planned_images,
+    prove_kernels,
+    resolve_precision,
+)
 from wsss_rt.training.tasks import Look, task_of
 
 _STEP_SEED = 14
@@ -79,7 +85,11 @@ def fit(
     state = resumption.read_state(out, config, data.fingerprint) if resume else None
     fabric = open_fabric(config)
     fabric.launch()
-    return _Loop(config, data, out, total=total, fabric=fabric, say=say or (lambda _: None)).run(state)
+    return _Loop(config, data, out, total=total, fabric=fabric, say=say or _silent).run(state)
+
+
+def _silent(_: str) -> None:
+    """Says nothing."""
 
 
 class _Loop:
@@ -108,6 +118,9 @@ class _Loop:
             raise UsageError(f"a batch of {config.run.batch} cannot be shared by {fabric.world_size} devices")
         torch.manual_seed(config.run.seed)
         self.bare = new_model(config, num_classes=len(data.classes))
+        # of several processes one checks, and the others wait for it
+        told = say if fabric.is_global_zero else _silent
+        prove_kernels(self.bare, fabric.device, config.run.precision, told)
         self.task = task_of(self.bare, num_classes=len(data.classes))
         if config.run.compile:
             self.bare.losses = torch.compile(self.bare.losses, dynamic=False)  # type: ignore[method-assign]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,18 @@ import torch
 from lightning.fabric import Fabric
 
 from wsss_rt.errors import UsageError, nearest
+from wsss_rt.kernels.proof import ensure_proof, subjects
 from wsss_rt.training.config import Precision, TrainConfig
 from wsss_rt.training.data.build import SCENES, TrainingData
 
 if TYPE_CHECKING:
     from wsss_rt.training.models import Method
 
+_DTYPES = {
+    Precision.FLOAT32: torch.float32,
+    Precision.BF16: torch.bfloat16,
+    Precision.FP16: torch.float16,
+}
 _PRECISIONS = {Precision.FLOAT32: "32-true", Precision.BF16: "bf16-mixed", Precision.FP16: "16-mixed"}
 
 
@@ -189,3 +196,15 @@ def open_fabric(config: TrainConfig) -> Fabric:
         logging.getLogger(name).setLevel(logging.WARNING)
     precision: Any = _PRECISIONS[resolve_precision(run.precision)]
     return Fabric(accelerator=run.accelerator, devices=devices, precision=precision)
+
+
+def prove_kernels(
+    model: Method, device: torch.device, precision: Precision, say: Callable[[str], None]
+) -> None:
+    """Let a GPU prove the kernels that a model runs, once, before the first step; nothing off a GPU.
+
+    Validation runs them all, on the way in the run's precision and in the end in float32; training itself
+    only those that need no gradient.
+    """
+    dtypes = dict.fromkeys((_DTYPES[resolve_precision(precision)], torch.float32))
+    ensure_proof(device, subjects(model.operators, dtypes), tell=say)

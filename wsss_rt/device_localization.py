@@ -5,7 +5,7 @@ Torch is imported when an engine is given whose outputs can stay on its device: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from wsss_rt import localize, segment
 from wsss_rt.classes import is_wide
-from wsss_rt.device_refine import device_refiner
+from wsss_rt.device_refine import device_refiner, refiner_operators
 from wsss_rt.engines.runtime import engine_error
 from wsss_rt.localization import Marked, Settled, auto_batch
 from wsss_rt.timing import Stopwatch
@@ -49,7 +49,26 @@ class DeviceLocalization:
         table = localize.normalisation_table(engine.card.input.mean, engine.card.input.std)
         self._maps = DeviceMaps(engine.run_tensors, engine.device, table)
         self._refine = None if refiner is None else device_refiner(refiner, self._maps)
+        # a localizer's planes exist where something needs them, and a segmenter's always do
+        whole = refiner is None and not options.keep_maps
+        planes = ("planes_to_mask",) if engine.card.kind == "segmenter" else ("map_planes", "planes_to_mask")
+        if engine.card.kind != "segmenter" and whole:
+            planes = ("map_to_mask",)
+        self._device, self._operators = engine.device, (*planes, *refiner_operators(refiner))
         self.batch = auto_batch(engine, flip=bool(options.flip))
+
+    @property
+    def kernels(self) -> dict[str, dict[str, str]]:
+        """See :class:`wsss_rt.localization.Localization`."""
+        from wsss_rt.kernels import standing
+
+        return {name: found.as_dict() for name, found in standing(self._device, self._operators).items()}
+
+    def warm_up(self, announce: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        """See :meth:`wsss_rt.localization.Localization.warm_up`: kernels are proven where they never were."""
+        from wsss_rt.kernels import ensure_proof
+
+        ensure_proof(self._device, self._operators, tell=announce, stop=stop)
 
     def prepare(self, image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """See :meth:`wsss_rt.localization.Localization.prepare`."""

@@ -37,8 +37,7 @@ def device_refiner(refiner: Refiner, maps: DeviceMaps) -> DeviceRefiner:
     """
     from wsss_rt.kernels.refiners import finite
 
-    steps = refiner.refiners if isinstance(refiner, ChainRefiner) else (refiner,)
-    chain = [_step(step, maps) for step in steps]
+    chain = [_step(step, maps) for step in _steps(refiner)]
 
     def refine(image: NDArray[np.uint8], scores: Any) -> tuple[Any, Any]:
         if not finite(scores):
@@ -55,6 +54,21 @@ def device_refiner(refiner: Refiner, maps: DeviceMaps) -> DeviceRefiner:
         return scores, sure
 
     return refine
+
+
+def refiner_operators(refiner: Refiner | None) -> tuple[str, ...]:
+    """Operators of ``wsss_rt.kernels`` that :func:`device_refiner` runs for a refiner."""
+    found = []
+    for step in () if refiner is None else _steps(refiner):
+        if isinstance(step, CrfRefiner) and step.backend == "numba":
+            found.append("dense_crf")
+        elif isinstance(step, WalkRefiner):
+            found.append("random_walk")
+    return tuple(found)
+
+
+def _steps(refiner: Refiner) -> tuple[Refiner, ...]:
+    return refiner.refiners if isinstance(refiner, ChainRefiner) else (refiner,)
 
 
 def _step(refiner: Refiner, maps: DeviceMaps) -> DeviceRefiner:

@@ -7,9 +7,11 @@ that takes seconds and may be what is broken.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,8 +89,13 @@ _CODECS = {
 _BROKEN = (Exception, SystemExit)
 
 
-def collect() -> dict[str, Any]:
-    """Everything that ``wsss-rt doctor`` shows, as JSON has it."""
+def collect(*, check_kernels: bool = False) -> dict[str, Any]:
+    """Everything that ``wsss-rt doctor`` shows, as JSON has it.
+
+    Args:
+        check_kernels: check every Triton kernel on the GPU anew, which takes a minute or two, and tell on
+            stderr; otherwise what is known of them is shown.
+    """
     packages = {_shown(package): _package(package) for package in (*BASE, *OPTIONAL)}
     broken_base = {
         name: state for name, state in packages.items() if state["needed"] and state["state"] != "ok"
@@ -110,6 +117,7 @@ def collect() -> dict[str, Any]:
             "tensorrt": _guarded(lambda: _tensorrt(packages)),
             "aotinductor": _guarded(lambda: _aotinductor(packages)),
         },
+        "kernels": _guarded(lambda: _kernels(packages, check=check_kernels)),
         "codecs": _guarded(_codecs),
         "models": _guarded(_models),
         "cache": _guarded(_cache),
@@ -199,6 +207,35 @@ def _aotinductor(packages: Mapping[str, Any]) -> dict[str, Any]:
     if shutil.which(compiler) is None:
         lacks.append(f"{compiler} is missing: apt-get install g++ (to build packages, not to run them)")
     return {"ready": not lacks, "lacks": lacks}
+
+
+def _kernels(packages: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
+    """By operator of ``wsss_rt.kernels`` what runs on the GPU and why, asked in a process that imports torch;
+    ``hindrance`` says why nothing can be known of any."""
+    from wsss_rt.gpu_driver import driver_problem
+
+    for name in ("torch", "triton"):
+        if packages[name]["state"] != "ok":
+            return {"hindrance": f"{name} is not installed", "kernels": {}}
+    if problem := driver_problem():
+        return {"hindrance": problem, "kernels": {}}
+    words = [sys.executable, "-P", "-m", "wsss_rt.kernels.proof", "--json", *(() if check else ("--show",))]
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    done = subprocess.run(
+        words,
+        stdout=subprocess.PIPE,
+        # the check says what it is doing
+        stderr=None if check else subprocess.PIPE,
+        text=True,
+        timeout=None if check else 120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    if not done.stdout.strip():
+        complaint = (done.stderr or "").strip().splitlines()
+        raise RuntimeError(complaint[-1] if complaint else f"status {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def _codecs() -> dict[str, bool]:

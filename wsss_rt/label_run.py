@@ -92,7 +92,7 @@ def label_folder(
         opened = closing(_open_engine(job, plan, previous, told)) if engine is None else nullcontext(engine)
         with opened as running, Interrupts() as interrupts:
             labeler = Labeler(engine=running, tags=plan.tags, options=options)
-            labeler.warm_up(told.message)
+            labeler.warm_up(told.message, interrupts.event.is_set)
             return _Run(job, plan, labeler, told, interrupts).execute(previous)
 
 
@@ -212,6 +212,9 @@ class _Run:
             # the measurements that chose the engine were made when the folder was begun
             record["engine"] = dict(previous["engine"])
         record["engine"]["localization"] = self.labeler.localization
+        record["engine"].pop("kernels", None)
+        if kernels := self.labeler.kernels:
+            record["engine"]["kernels"] = kernels
         return record
 
     def _find_done(self) -> bytearray:

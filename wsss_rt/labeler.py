@@ -99,14 +99,24 @@ class Labeler:
         if self._owns_engine:
             self.engine.close()
 
-    def warm_up(self, announce: Callable[[str], None]) -> None:
-        """Compile what a refiner needs, where that was never done; otherwise the first image waits for it.
+    @property
+    def kernels(self) -> dict[str, dict[str, str]]:
+        """By operator that runs between maps and masks on a device: its ``path``, ``triton`` or
+        ``reference``, and the ``reason``; empty in numpy."""
+        return self._stages.localization.kernels
+
+    def warm_up(self, announce: Callable[[str], None], stop: Callable[[], bool] = lambda: False) -> None:
+        """Do what is done once on a machine: compile what a refiner needs, and prove the kernels of a GPU.
+
+        Without it the first image waits for the compiler, and kernels that were never proven do not run.
 
         Args:
             announce: gets a line before anything that takes long.
+            stop: asked while kernels are proven; True ends that.
         """
         if self._refiner is not None:
             self._refiner.warm_up(announce)
+        self._stages.localization.warm_up(announce, stop)
 
     def label(self, image: NDArray[np.uint8] | str | Path, *, tags: Sequence[str] | None = None) -> Result:
         """Label one image; not to be called while a stream is being read.

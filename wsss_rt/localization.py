@@ -5,7 +5,7 @@ The stages ask one of the two and do not know which. Both give the same masks, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -61,10 +61,24 @@ class Localization(Protocol):
     Attributes:
         name: ``numpy`` or ``torch``, for run.json.
         batch: images that should share a call of the engine, where the user does not say.
+        kernels: by operator of ``wsss_rt.kernels`` that takes part: its ``path``, ``triton`` or
+            ``reference``, and the ``reason``; for run.json.
     """
 
     name: str
     batch: int
+
+    @property
+    def kernels(self) -> dict[str, dict[str, str]]: ...
+
+    def warm_up(self, announce: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        """Find out once what a device can run.
+
+        Args:
+            announce: gets a line before anything that takes long.
+            stop: asked meanwhile; True ends it.
+        """
+        ...
 
     def prepare(self, image: NDArray[np.uint8]) -> list[Any]:
         """The passes of an image (H, W, 3) uint8 RGB, upright; thread-safe. Each has a ``shape``."""
@@ -180,6 +194,10 @@ class HostLocalization:
     def __init__(self, engine: Engine, options: LabelOptions, refiner: Refiner | None) -> None:
         self._engine, self._options, self._refiner = engine, options, refiner
         self.batch = auto_batch(engine, flip=bool(options.flip))
+        self.kernels: dict[str, dict[str, str]] = {}
+
+    def warm_up(self, announce: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        """Nothing to find out."""
 
     def prepare(self, image: NDArray[np.uint8]) -> list[localize.Pass]:
         """See :meth:`Localization.prepare`."""

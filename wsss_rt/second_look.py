@@ -8,7 +8,7 @@ mask that bfloat16 had, and its record says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +157,10 @@ class SecondLook:
     ) -> None:
         self._fast, self._exact, self._card, self._background = fast, exact, card, background
         self.batch = fast.batch
+        self.kernels: dict[str, dict[str, str]] = {}
+
+    def warm_up(self, announce: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        """Nothing to find out."""
 
     def prepare(self, image: NDArray[np.uint8]) -> list[localize.Pass]:
         """See :meth:`wsss_rt.localization.Localization.prepare`."""

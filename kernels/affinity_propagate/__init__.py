@@ -85,7 +85,8 @@ def form_for(q: Tensor, k: Tensor, *, class_tokens: int, channels: int, layers: 
     # a graph must not depend on the size that it was traced with
     if kernel_mode() == "reference" or torch.compiler.is_exporting() or _refusal(q, k) is not None:
         return "accumulated"
-    if not choose_triton(OPERATOR, q, k):
+    # both take part: where attention is held in memory anyway, forming it twice gains nothing
+    if not (choose_triton(OPERATOR, q, k) and choose_triton("attention_aggregate", q, k)):
         return "accumulated"
     batch, heads, tokens, dim = q.shape
     problem = Problem(batch, heads, tokens, class_tokens, channels, layers, dim, q.element_size(), uses)

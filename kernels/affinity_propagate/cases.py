@@ -48,8 +48,8 @@ def parity(
     def plain(exact: bool) -> list[Tensor]:
         if not exact:
             return [reference.affinity_propagate(queries, keys, maps, classes, scale=scale, upcast=False)]
-        wide = [[part.double() for part in parts] for parts in (queries, keys)]
-        return [reference.affinity_propagate(*wide, maps.double(), classes, scale=scale)]
+        q, k = ([part.double() for part in parts] for parts in (queries, keys))
+        return [reference.affinity_propagate(q, k, maps.double(), classes, scale=scale)]
 
     sizes = "-".join(f"{name}{size}" for name, size in zip("BHTd", shape, strict=True))
     case = f"propagate L{layers}-{sizes}-C{classes}-M{channels}-{str(dtype).removeprefix('torch.')}"

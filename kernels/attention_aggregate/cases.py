@@ -17,14 +17,15 @@ OUTPUTS = ("out", "class_map", "affinity")
 
 def accumulators(
     q: Tensor, classes: int, wanted: tuple[bool, bool], dtype: torch.dtype = torch.float32
-) -> list[Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Class map and affinity, each or None; they start at 0.5, because kernels must add to what is there."""
     batch, _, tokens, _ = q.shape
     patches = tokens - classes
-    return [
+    class_map, affinity = (
         torch.full((batch, rows, patches), 0.5, dtype=dtype, device=q.device) if asked else None
         for rows, asked in zip((classes, patches), wanted, strict=True)
-    ]
+    )
+    return class_map, affinity
 
 
 def parity(
@@ -52,8 +53,8 @@ def parity(
     def plain(exact: bool) -> list[Tensor]:
         kind = torch.float64 if exact else torch.float32
         maps = accumulators(heads_of[0], classes, wanted, kind)
-        inputs = [part.double() for part in heads_of] if exact else heads_of
-        out = reference.attention_aggregate(*inputs, classes, *maps, weight, scale=dim**-0.5, upcast=exact)
+        q, k, v = (part.double() if exact else part for part in heads_of)
+        out = reference.attention_aggregate(q, k, v, classes, *maps, weight, scale=dim**-0.5, upcast=exact)
         return [out, *(total for total in maps if total is not None)]
 
     names = [OUTPUTS[0], *(name for name, asked in zip(OUTPUTS[1:], wanted, strict=True) if asked)]

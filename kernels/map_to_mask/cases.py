@@ -116,10 +116,10 @@ def _decisions(
 ) -> list[Verdict]:
     """Verdicts on a mask and its sums; counts of pixels follow from the mask."""
     masks = [part[0].int() for part in (found, usual, exact)]
-    shares = [float((mask != masks[2]).double().mean()) for mask in masks[:2]]
+    other, usually = (float((mask != masks[2]).double().mean()) for mask in masks[:2])
     sums = [part[1][: 1 + classes] / masks[0].numel() for part in (found, usual, exact)]
     return [
-        Verdict(case, "mask", *shares, 2 * shares[1] + DIFFERENT_PIXELS),
+        Verdict(case, "mask", other, usually, 2 * usually + DIFFERENT_PIXELS),
         judge(case, "sums", *sums),
     ]
 

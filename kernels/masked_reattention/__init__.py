@@ -79,7 +79,9 @@ def masked_reattention(
             raise ValueError(f"selected must be (B, N) bool, and is {tuple(selected.shape)} {selected.dtype}")
         if places is not None and tuple(places.shape) != (q.shape[0], q.shape[2]):
             raise ValueError(f"places must be {(q.shape[0], q.shape[2])}, and are {tuple(places.shape)}")
-    if not choose_triton(REATTEND, q, k, v, refusal=too_wide(q)):
+    # with a gradient the kernel saves memory, not time: its backward pass forms the attention all the same
+    worthwhile = not needs_gradient(q, k, v)
+    if not choose_triton(REATTEND, q, k, v, refusal=too_wide(q), worthwhile=worthwhile):
         record(REATTEND, "reference")
         return reference.masked_reattention(q, k, v, selected, places, scale=scale)
     from wsss_rt.kernels.masked_reattention import triton

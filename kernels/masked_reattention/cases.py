@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from wsss_rt.kernels.masked_reattention import (
     spread_mass,
 )
 from wsss_rt.kernels.masked_reattention.constants import EPSILON
-from wsss_rt.kernels.proof.rule import Check, Verdict, compare, packed_heads
+from wsss_rt.kernels.proof.rule import Check, Verdict, compare, judge, packed_heads
 
 
 def chosen(batch: int, tokens: int, share: float, *, device: str = "cpu") -> Tensor:
@@ -49,8 +48,8 @@ def parity(
             return [masked_reattention(*parts, selected, scale=dim**-0.5)]
 
     def plain(exact: bool) -> list[Tensor]:
-        inputs = [part.double() for part in parts] if exact else parts
-        return [reference.masked_reattention(*inputs, selected, scale=dim**-0.5)]
+        q, k, v = (part.double() if exact else part for part in parts)
+        return [reference.masked_reattention(q, k, v, selected, scale=dim**-0.5)]
 
     case = f"reattend B{batch}-H{heads}-N{tokens}-d{dim}-{share:g}-{str(dtype).removeprefix('torch.')}"
     return compare(case, ["out"], kernel, plain)
@@ -69,16 +68,14 @@ def select_parity(batch: int, tokens: int, *, device: str = "cpu") -> list[Verdi
     for share in (0.3, 0.65, 2.0):
         # between two sums
         threshold = (int(float(mass.sum(dim=-1).max()) * share * 65536) + 0.5) / 65536
-        by_kernel = partial(_selected, "triton", mass, threshold)
-        by_reference = partial(_selected, "reference", mass, threshold)
-        case = f"select B{batch}-N{tokens}-{share:g}"
-        found += compare(case, ["selected"], by_kernel, lambda exact, plain=by_reference: plain())
+        by_kernel, plain = (_selected(mode, mass, threshold) for mode in ("triton", "reference"))
+        found.append(judge(f"select B{batch}-N{tokens}-{share:g}", "selected", by_kernel, plain, plain))
     return found
 
 
-def _selected(mode: str, mass: Tensor, threshold: float) -> list[Tensor]:
+def _selected(mode: str, mass: Tensor, threshold: float) -> Tensor:
     with use_kernels(mode):
-        return [select_tokens(mass, threshold).float()]
+        return select_tokens(mass, threshold).float()
 
 
 def spread_parity(batch: int, tokens: int, *, device: str = "cpu", offset: float = 0.0) -> list[Verdict]:

@@ -47,6 +47,7 @@ class Method(nn.Module, ABC):
         needed_planes, optional_planes: what ``losses`` wants, or can use, beside images and targets; keys of
             ``training.data.planes.PLANES``.
         official_leftovers: how keys begin that an official state dict may hold and nothing reads.
+        operators: of ``wsss_rt.kernels`` inside, whose kernels a GPU has to prove before it runs them.
     """
 
     kind: ClassVar[Kind]
@@ -54,6 +55,7 @@ class Method(nn.Module, ABC):
     needed_planes: ClassVar[tuple[str, ...]] = ()
     optional_planes: ClassVar[tuple[str, ...]] = ()
     official_leftovers: tuple[str, ...] = ()
+    operators: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, num_classes: int, img_size: int, patch_size: int) -> None:
         super().__init__()

@@ -74,6 +74,7 @@ class TokenRefinement(ViTLocalizer):
     Extras keep their batch dimension, and ``cls_attn_layers`` (L, B, N) has the layers in front of it.
     """
 
+    operators = ("attention_aggregate", "select_tokens", "masked_reattention", "spread_mass")
     stages: tuple[str, ...] = ("joint", "tpsm", "cam")
 
     def __init__(

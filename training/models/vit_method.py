@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,7 @@ class ViTLocalizer(ViTMethod, Localizer):
         position_bilinear: whether these are resized bilinearly; bicubically otherwise.
     """
 
+    operators: ClassVar[tuple[str, ...]] = ("attention_aggregate", "affinity_propagate")
     cls_token: nn.Parameter
     position_offset: float = 0.0
     position_bilinear: bool = False

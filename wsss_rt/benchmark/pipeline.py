@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from shutil import rmtree
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from wsss_rt.bottleneck import find_bottleneck
 from wsss_rt.errors import WsssError
 from wsss_rt.io.manifest import Manifest
 from wsss_rt.label_run import MANIFEST_NAME, WRITERS, label_folder
-from wsss_rt.labeler import pool_size
+from wsss_rt.labeler import Labeler, pool_size
 from wsss_rt.second_look import Tally
 from wsss_rt.timing import StageTimes
 
@@ -36,6 +36,7 @@ class PipelineTask(Task):
         job: what to label; ``out`` is a folder for this task alone.
         engine: runs the model.
         images: how many the job has.
+        tell: gets a line before anything that is done once on a machine.
 
     Attributes:
         stages: milliseconds per image of each stage, and of all of them as ``total``. Stages of several
@@ -44,15 +45,16 @@ class PipelineTask(Task):
         second_looks: of ``mixed``, in all runs.
     """
 
-    def __init__(self, job: Job, engine: Engine, *, images: int) -> None:
+    def __init__(self, job: Job, engine: Engine, *, images: int, tell: Callable[[str], None]) -> None:
         super().__init__(self.run, images=images)
-        self._job, self._engine, self._runs = job, engine, 0
+        self._job, self._engine, self._tell, self._runs = job, engine, tell, 0
         self.stages = StageTimes()
         self.failed = 0
         self.second_looks = Tally()
 
     def warm_up(self) -> None:
         """One run that does not count."""
+        Labeler(engine=self._engine, options=self._job.options).warm_up(self._tell)
         self._label(counts=False)
 
     def run(self) -> None:
@@ -82,7 +84,14 @@ class PipelineTask(Task):
         rmtree(out)
 
 
-def pipeline_rows(job: Job, subjects: Sequence[Subject], *, batch: int, seconds: float) -> list[PipelineRow]:
+def pipeline_rows(
+    job: Job,
+    subjects: Sequence[Subject],
+    *,
+    batch: int,
+    seconds: float,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[PipelineRow]:
     """The labeller with each engine, in turns.
 
     Args:
@@ -90,6 +99,7 @@ def pipeline_rows(job: Job, subjects: Sequence[Subject], *, batch: int, seconds:
         subjects: the engines.
         batch: images per call of the engine.
         seconds: of steady state for each.
+        tell: gets a line before anything that is done once on a machine.
 
     Raises:
         WsssError: an engine labels none of the images.
@@ -100,7 +110,7 @@ def pipeline_rows(job: Job, subjects: Sequence[Subject], *, batch: int, seconds:
         engine = subject.engine
         options = replace(job.options, backend=engine.backend, precision=engine.precision, batch=batch)
         own = replace(job, out=job.out / f"{batch}-{index}", options=options)
-        task = PipelineTask(own, engine, images=images)
+        task = PipelineTask(own, engine, images=images, tell=tell)
         with peak_growth() as growth:
             task.warm_up()
         tasks.append(task)

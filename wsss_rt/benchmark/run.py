@@ -172,7 +172,9 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
             )
             for batch in request.batches:
                 tell(f"the pipeline, batch {batch}")
-                pipeline_rows += measure_pipeline(job, subjects, batch=batch, seconds=request.seconds)
+                pipeline_rows += measure_pipeline(
+                    job, subjects, batch=batch, seconds=request.seconds, tell=tell
+                )
     return Report(
         model=_describe(card, path),
         settings={

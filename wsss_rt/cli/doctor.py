@@ -10,20 +10,27 @@ import typer
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Check every Triton kernel on the GPU anew, a minute or two.")
+    ] = False,
 ) -> None:
     """Show versions and devices, and what is missing for what.
 
     Always ends with 0; what is broken is shown with its reason. Put its output into bug reports.
 
+    On a GPU kernels run in place of PyTorch where they were found right, and no slower, on this very one.
+    Commands check those that they need once, before they first need them; --kernels checks all of them anew.
+
     \b
     wsss-rt doctor
+    wsss-rt doctor --kernels
     wsss-rt doctor --json > machine.json
     """
     import json
 
     from wsss_rt.doctor import collect
 
-    report = collect()
+    report = collect(check_kernels=kernels)
     if as_json:
         print(json.dumps(report, indent=2, default=str))
         return
@@ -45,6 +52,7 @@ def _show(report: Mapping[str, Any]) -> None:
         ("openvino", _or_reason(report["engines"]["openvino"], _devices)),
         ("tensorrt", _or_reason(report["engines"]["tensorrt"], _lacks)),
         ("aotinductor", _or_reason(report["engines"]["aotinductor"], _lacks)),
+        ("kernels", _or_reason(report["kernels"], _kernels)),
         ("codecs", _or_reason(report["codecs"], _codecs)),
         ("models", _or_reason(report["models"], _models)),
         ("cache", _or_reason(report["cache"], lambda cache: str(cache["folder"]))),
@@ -52,6 +60,10 @@ def _show(report: Mapping[str, Any]) -> None:
     for name, text in lines:
         print(f"{name:<12}{text}")
     print()
+    if taken := report["kernels"].get("kernels"):
+        rows = [[name, entry["path"], entry["reason"]] for name, entry in taken.items()]
+        print_table("kernels", ("operator", "runs", "why"), rows, left=3)
+        print()
     rows = [[name, state["version"] or "-", _state(state)] for name, state in report["packages"].items()]
     print_table("packages", ("package", "version", "state"), rows, left=3)
     print()
@@ -96,6 +108,13 @@ def _devices(value: Mapping[str, str]) -> str:
 
 def _lacks(value: Mapping[str, Any]) -> str:
     return "ready" if value["ready"] else "not ready: " + "; ".join(value["lacks"])
+
+
+def _kernels(value: Mapping[str, Any]) -> str:
+    if value["hindrance"]:
+        return f"PyTorch in their place: {value['hindrance']}"
+    taken = sum(entry["path"] == "triton" for entry in value["kernels"].values())
+    return f"{taken} of {len(value['kernels'])} run on {value['identity']['device']}, see below"
 
 
 def _codecs(value: Mapping[str, bool]) -> str:
