@@ -170,7 +170,7 @@ class _Child:
         except subprocess.TimeoutExpired:
             return "closed its pipe and did not end"
         last = [line for line in self._complaints.splitlines() if line.strip()]
-        said = _printable(last[-1]) if last else self._nonsense or _printable(self._lines)
+        said = _printable(last[-1]) if last else _printable(self._lines) or self._nonsense
         behind = f": {said}" if said else ""
         if code < 0:
             return f"killed by {_signal_name(-code)}{behind}"
