@@ -67,9 +67,11 @@ def _judge(device: str, dtype: torch.dtype, small: bool) -> Iterator[Verdict]:
         yield from parity(1, 2, 37, 64, 20, dtype, device=device)
         return
     # batch, heads, tokens, head dim, class tokens
-    for shape in ((1, 1, 17, 48, 0), (1, 2, 151, 32, 7), (1, 2, 83, 128, 20), (2, 6, 733, 64, 20)):
+    for shape in ((1, 1, 17, 48, 0), (1, 2, 151, 32, 7), (1, 2, 83, 128, 20), (1, 2, 331, 64, 200)):
         yield from parity(*shape, dtype, device=device)
-    yield from parity(1, 6, 197, 64, 1, dtype, wanted=(True, False), device=device)
+    yield from parity(2, 6, 733, 64, 20, dtype, device=device)
+    for wanted in ((True, False), (False, True), (False, False)):
+        yield from parity(1, 6, 197, 64, 1, dtype, wanted=wanted, device=device)
     # logits of about 200
     yield from parity(1, 2, 70, 64, 5, dtype, device=device, spread=8.0)
 

@@ -81,28 +81,32 @@ def parity(
 
 
 def decide_parity(
-    classes: int, size: tuple[int, int], *, plain_background: bool = False, device: str = "cpu"
+    classes: int, size: tuple[int, int], *, bare: bool = False, wide: bool = False, device: str = "cpu"
 ) -> list[Verdict]:
-    """Verdicts on the mask and the sums of random planes, with a plane of background and a sure one, or
-    neither."""
+    """Verdicts on the mask and the sums of random planes; beside a plane of background and a sure one unless
+    ``bare``."""
     generator = torch.Generator().manual_seed(classes)
     planes = torch.rand(classes, *size, generator=generator).to(device)
     background: Tensor | float = BACKGROUND
     sure = None
-    if not plain_background:
+    if not bare:
         background = torch.rand(*size, generator=generator).to(device)
         sure = (torch.rand(*size, generator=generator) < 0.3).to(device)
-    names = list(range(0, 2 * classes, 2))
+    # in masks of 16 bits, and in those of 8
+    apart = 300 if wide else 2
+    names = [apart * place for place in range(classes)]
 
     def plain(kind: torch.dtype) -> tuple[Tensor, Tensor]:
         behind = background.to(kind) if isinstance(background, Tensor) else background
         return reference.decide(
-            planes.to(kind), names, size, background=behind, band=BAND, sure=sure, ignore=255,
-            device=planes.device,
+            planes.to(kind), names, size, background=behind, band=BAND, sure=sure,
+            ignore=65_535 if wide else 255, device=planes.device,
         )  # fmt: skip
 
     with use_kernels("triton"):
-        decided = planes_to_mask(planes, names, background=background, ignore_band=BAND, sure_background=sure)
+        decided = planes_to_mask(
+            planes, names, background=background, ignore_band=BAND, sure_background=sure, wide=wide
+        )
     case = f"planes_to_mask {size[0]}x{size[1]}-K{classes}"
     return _decisions(case, decided, plain(torch.float32), plain(torch.float64), classes)
 
@@ -148,7 +152,7 @@ def _judge_maps(operator: str) -> Callable[[str, torch.dtype, bool], Iterator[Ve
 def _judge_decisions(device: str, dtype: torch.dtype, small: bool) -> Iterator[Verdict]:
     for classes, size in ((3, (41, 33)),) if small else ((1, (97, 33)), (3, (375, 500)), (21, (120, 161))):
         yield from decide_parity(classes, size, device=device)
-        yield from decide_parity(classes, size, plain_background=True, device=device)
+        yield from decide_parity(classes, size, bare=True, wide=classes > 1, device=device)
 
 
 def _photograph(device: str) -> tuple[Tensor, tuple[tuple[int, int], ...]]:

@@ -37,21 +37,30 @@ def parity(
     dtype: torch.dtype,
     *,
     share: float = 0.4,
+    asking: int | None = None,
     device: str = "cpu",
 ) -> list[Verdict]:
-    """Verdict on the output. PyTorch computes in float32 here too, whatever the type of the inputs."""
-    parts = packed_heads(batch, heads, tokens, dim, dtype, device=device)
+    """Verdict on the output, or on its compact form for ``asking`` queries. PyTorch computes in float32 here
+    too, whatever the type of the inputs."""
+    q, k, v = packed_heads(batch, heads, tokens, dim, dtype, device=device)
     selected = chosen(batch, tokens, share, device=device)
+    places = None
+    if asking is not None:
+        # in no order
+        order = torch.rand(batch, tokens, generator=torch.Generator().manual_seed(asking)).argsort(dim=1)
+        places = order[:, :asking].to(device=device, dtype=torch.int32)
+        q = torch.stack([q[image][:, places[image].long()] for image in range(batch)])
 
     def kernel() -> list[Tensor]:
         with use_kernels("triton"):
-            return [masked_reattention(*parts, selected, scale=dim**-0.5)]
+            return [masked_reattention(q, k, v, selected, scale=dim**-0.5, places=places)]
 
     def plain(exact: bool) -> list[Tensor]:
-        q, k, v = (part.double() if exact else part for part in parts)
-        return [reference.masked_reattention(q, k, v, selected, scale=dim**-0.5)]
+        wide = (part.double() if exact else part for part in (q, k, v))
+        return [reference.masked_reattention(*wide, selected, places, scale=dim**-0.5)]
 
-    case = f"reattend B{batch}-H{heads}-N{tokens}-d{dim}-{share:g}-{str(dtype).removeprefix('torch.')}"
+    kind = str(dtype).removeprefix("torch.")
+    case = f"reattend B{batch}-H{heads}-N{tokens}-d{dim}-{share:g}-{asking or 'all'}-{kind}"
     return compare(case, ["out"], kernel, plain)
 
 
@@ -110,10 +119,12 @@ def _spread_exactly(mass: Tensor, selected: Tensor, scores: Tensor) -> list[Tens
 def _judge(device: str, dtype: torch.dtype, small: bool) -> Iterator[Verdict]:
     if small:
         yield from parity(1, 2, 36, 64, dtype, device=device)
+        yield from parity(2, 2, 36, 64, dtype, asking=11, device=device)
         return
     for shape in ((1, 1, 1, 32), (1, 3, 49, 32), (1, 2, 67, 128), (2, 6, 713, 64)):
         yield from parity(*shape, dtype, device=device)
     yield from parity(1, 2, 81, 64, dtype, share=0.0, device=device)
+    yield from parity(2, 6, 713, 64, dtype, asking=285, device=device)
 
 
 def _judge_select(device: str, dtype: torch.dtype, small: bool) -> Iterator[Verdict]:
