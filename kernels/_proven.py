@@ -212,7 +212,10 @@ def outcome_of(entry: Any) -> Outcome:
     reason, figures = entry.get("reason"), entry.get("figures")
     if not isinstance(reason, str) or not isinstance(figures, dict):
         raise ValueError("an outcome has a reason and figures")
-    numbers = {str(name): float(value) for name, value in figures.items()}
+    try:
+        numbers = {str(name): float(value) for name, value in figures.items()}
+    except (TypeError, OverflowError) as error:
+        raise ValueError("figures are numbers") from error
     return Outcome(entry["passed"], reason, numbers, entry.get("kept", True) is True)
 
 

@@ -56,8 +56,8 @@ def parity(
             return [masked_reattention(q, k, v, selected, scale=dim**-0.5, places=places)]
 
     def plain(exact: bool) -> list[Tensor]:
-        wide = (part.double() if exact else part for part in (q, k, v))
-        return [reference.masked_reattention(*wide, selected, places, scale=dim**-0.5)]
+        queries, keys, values = (part.double() if exact else part for part in (q, k, v))
+        return [reference.masked_reattention(queries, keys, values, selected, places, scale=dim**-0.5)]
 
     kind = str(dtype).removeprefix("torch.")
     case = f"reattend B{batch}-H{heads}-N{tokens}-d{dim}-{share:g}-{asking or 'all'}-{kind}"

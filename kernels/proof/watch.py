@@ -109,13 +109,14 @@ class _Child:
             if message.get("identity", dict(identity)) != dict(identity):
                 self.reason = "its process saw another device or other libraries"
                 return
-            if message.get("begin") in waiting and at is None:
-                at = str(message["begin"])
+            begun = message.get("begin")
+            if at is None and isinstance(begun, str) and begun in waiting:
+                at = begun
                 self._until = time.monotonic() + seconds
             elif at is not None and message.get("end") == at:
                 try:
                     outcome = outcome_of(message)
-                except (ValueError, TypeError):
+                except ValueError:
                     continue
                 waiting.remove(at)
                 yield at, outcome

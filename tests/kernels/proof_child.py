@@ -40,6 +40,8 @@ def main(table: dict[str, str], log: str, names: list[str]) -> None:
         elif action == "hang":
             time.sleep(600)
         elif action == "rubbish":
+            say(begin=[name], end={})
+            say(end=name, passed=True, reason="", figures={"error": 10**400})
             # no UTF-8, no end of line for long, a torn line, and JSON that is no answer
             os.write(1, b"\xff\xfe" + b"x" * 200_000 + b'\n[1, 2]\n{"end": "' + name.encode())
             os.write(1, b'"}\n{"end": "' + name.encode() + b'", "passed": "yes"}\n{"passed": tr')

@@ -271,6 +271,7 @@ class TestFile:
             lambda text: text.replace('"passed": true', '"passed": 1'),
             lambda text: text.replace('"reason": "2.00 times"', '"reason": null'),
             lambda text: text.replace('"figures": {}', '"figures": {"error": "small"}'),
+            lambda text: text.replace('"figures": {}', '"figures": {"error": 1' + "0" * 400 + "}"),
             lambda text: json.dumps({**json.loads(text), "outcomes": ["random_walk"]}),
             lambda text: json.dumps({**json.loads(text), "identity": {}}),
         ],
