@@ -51,6 +51,9 @@ def main(table: dict[str, str], log: str, names: list[str]) -> None:
         elif action == "slow":
             time.sleep(0.5)
             end(name)
+        elif action == "raises":
+            end(name, False, "RuntimeError: CUDA error: an illegal memory access was encountered")
+            sys.exit(1)
         elif action == "slower":
             end(name, False, "slower: 0.80 times the reference's speed")
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from tests.affinity_model import write_affinity_model  # noqa: E402
+from tests.kernels.conftest import PutChildren  # noqa: E402
 from tests.label_models import blocks, write_color_model  # noqa: E402
 from tests.tensor_engine import TensorColorEngine  # noqa: E402
 from wsss_rt import doctor  # noqa: E402
 from wsss_rt.benchmark.pipeline import PipelineTask  # noqa: E402
 from wsss_rt.cli.doctor import _show  # noqa: E402
-from wsss_rt.kernels import _dispatch, _proven, last_path  # noqa: E402
+from wsss_rt.kernels import last_path  # noqa: E402
 from wsss_rt.kernels.proof import watch  # noqa: E402
 from wsss_rt.label_plan import Job  # noqa: E402
 from wsss_rt.label_run import label_folder  # noqa: E402
@@ -33,26 +34,12 @@ from wsss_rt.options import LabelOptions  # noqa: E402
 from wsss_rt.progress import Lines  # noqa: E402
 
 SPEED = "2.00 times the reference's speed"
-CHILD = Path(__file__).parent / "kernels" / "proof_child.py"
 
 
 @pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Path]:
-    """The CPU counts as a GPU whose checks end as the table says; gives the log of what was begun."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(_proven, "_known", {})
-    monkeypatch.setattr(_proven, "_taken", {})
-    monkeypatch.setattr(_dispatch, "_on_gpu", lambda tensor: True)
-    monkeypatch.setattr("wsss_rt.kernels.proof.hindrance", lambda device: None)
-    log = tmp_path / "begun"
-    log.touch()
-
-    def put(table: dict[str, str]) -> Path:
-        words = [sys.executable, str(CHILD), json.dumps(table), str(log)]
-        monkeypatch.setattr(watch, "_command", lambda device: words)
-        return log
-
-    return put
+def gpu(fresh_proof: None, provable: None, as_gpu: None, children: PutChildren) -> PutChildren:
+    """The CPU counts as a GPU whose checks end as is said."""
+    return children
 
 
 def a_job(work: Path, out: str, **options: Any) -> Job:
@@ -72,7 +59,7 @@ class TestLabel:
     def test_kernels_that_are_proven_run_and_stand_in_the_record(
         self,
         tmp_path: Path,
-        gpu: Callable[[dict[str, str]], Path],
+        gpu: PutChildren,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         log, job = gpu({}), a_job(tmp_path, "out")
@@ -87,9 +74,7 @@ class TestLabel:
         label_folder(a_job(tmp_path, "again"), engine=TensorColorEngine(), progress=Lines())
         assert log.read_text() == "map_to_mask\n" and "checking" not in capsys.readouterr().err
 
-    def test_those_that_are_not_leave_the_work_to_pytorch(
-        self, tmp_path: Path, gpu: Callable[[dict[str, str]], Path]
-    ) -> None:
+    def test_those_that_are_not_leave_the_work_to_pytorch(self, tmp_path: Path, gpu: PutChildren) -> None:
         gpu({"dense_crf": "SIGSEGV", "random_walk": "slower"})
         affinity = str(write_affinity_model(tmp_path / "affinity.onnx"))
         job = a_job(tmp_path, "out", refine="crf+walk", affinity=affinity, backend="onnxruntime")
@@ -114,9 +99,7 @@ class TestLabel:
             "reason": "kernels run on a GPU, and this is a cpu",
         }
 
-    def test_a_labeler_of_ones_own_checks_when_it_is_told_to_warm_up(
-        self, gpu: Callable[[dict[str, str]], Path]
-    ) -> None:
+    def test_a_labeler_of_ones_own_checks_when_it_is_told_to_warm_up(self, gpu: PutChildren) -> None:
         gpu({})
         labeler = Labeler(engine=TensorColorEngine(), localization="torch")
         labeler.label(blocks(3, height=24, width=33))
@@ -128,9 +111,7 @@ class TestLabel:
         assert last_path("map_to_mask") == "triton[range,decide]" and len(told) == 2
         assert Labeler(engine=TensorColorEngine(), localization="numpy").kernels == {}
 
-    def test_bench_tells_before_its_first_run(
-        self, tmp_path: Path, gpu: Callable[[dict[str, str]], Path]
-    ) -> None:
+    def test_bench_tells_before_its_first_run(self, tmp_path: Path, gpu: PutChildren) -> None:
         log, told = gpu({}), list[str]()
         PipelineTask(a_job(tmp_path, "out"), TensorColorEngine(), images=1, tell=told.append).warm_up()
         assert len(told) == 2 and told[0].startswith("checking") and log.read_text() == "map_to_mask\n"
@@ -243,6 +224,6 @@ class TestDoctor:
 def test_the_packages_of_this_file_run_from_any_folder(tmp_path: Path) -> None:
     """A child's modules are its parent's, wherever the user happens to be."""
     found = watch._environment(torch.device("cuda", 0))
-    assert "TRITON_INTERPRET" not in found and str(Path(__file__).parents[1]) in found["PYTHONPATH"]
+    assert "TRITON_INTERPRET" not in found and str(Path(__file__).parents[2]) in found["PYTHONPATH"]
     assert watch._environment(torch.device("cpu"))["TRITON_INTERPRET"] == "1"
     assert "" not in found["PYTHONPATH"].split(os.pathsep)
