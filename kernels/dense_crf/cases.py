@@ -78,7 +78,7 @@ def _judge(device: str, dtype: torch.dtype, small: bool) -> Iterator[Verdict]:
     if small:
         yield from parity(1, 3, 6, 7, iterations=2, device=device)
         return
-    # every step multiplies what rounding did in the one before: ten of them judge the field, three the kernels
+    # every step multiplies what rounding did in the one before: three judge the kernels, ten the field
     yield from parity(1, 3, 97, 131, device=device)
     yield from parity(2, 21, 120, 161, device=device)
     yield from parity(1, 300, 40, 50, device=device)
