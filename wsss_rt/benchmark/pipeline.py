@@ -90,7 +90,7 @@ def pipeline_rows(
     *,
     batch: int,
     seconds: float,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Callable[[str], None],
 ) -> list[PipelineRow]:
     """The labeller with each engine, in turns.
 
