@@ -121,7 +121,8 @@ def main(words: Sequence[str]) -> int:
 
 def _end_with_parent() -> None:
     """The parent holds our standard input open, and writes nothing: it ends when the parent does."""
-    sys.stdin.buffer.read()
+    # not by sys.stdin, whose lock this thread would hold on to while the interpreter shuts down, and abort it
+    os.read(0, 1)
     os._exit(1)
 
 

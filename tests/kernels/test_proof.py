@@ -30,13 +30,27 @@ RIGHT, SLOWER = Outcome(True, "2.00 times"), Outcome(False, "slower: 0.80 times 
 pytestmark = pytest.mark.usefixtures("fresh_proof")
 
 
+@pytest.fixture
+def endings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How each process ended, in the words of who watched it."""
+    found: list[str] = []
+    ending = watch._Child._ending
+
+    def noted(child: watch._Child, seconds: float, late: bool) -> str:
+        found.append(ending(child, seconds, late))
+        return found[-1]
+
+    monkeypatch.setattr(watch._Child, "_ending", noted)
+    return found
+
+
 def checked(names: list[str], **settings: Any) -> dict[str, Outcome]:
     return dict(watch.run_checks(names, CPU, identity=_proven.identity(CPU), **settings))
 
 
 class TestChildren:
     def test_two_kernels_are_proven_in_the_interpreter_once(
-        self, provable: None, monkeypatch: pytest.MonkeyPatch
+        self, provable: None, endings: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         told: list[str] = []
         names = ["spread_mass", "attention_aggregate bfloat16"]
@@ -44,6 +58,8 @@ class TestChildren:
         assert [entry.path for entry in found.values()] == ["triton"] * 2, found
         assert told[0].startswith("checking 2 of the Triton kernels on Triton's interpreter, once")
         assert told[1] == "2 of 2 kernels are taken"
+        (ending,) = endings
+        assert ending.startswith("ended with status 0")
         kept = json.loads(_proven.proof_file(_proven.identity(CPU)).read_text())
         for name in names:
             figures = kept["outcomes"][name]["figures"]
@@ -53,7 +69,9 @@ class TestChildren:
         monkeypatch.setattr(watch, "_command", lambda device: ["/nonexistent"])
         assert ensure_proof(CPU, names, tell=told.append) == found and len(told) == 2
 
-    def test_wrong_kernels_are_refused_with_their_figures(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_wrong_kernels_are_refused_with_their_figures(
+        self, endings: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         words = [sys.executable, str(HERE / "broken_kernels.py"), "cpu"]
         monkeypatch.setattr(watch, "_command", lambda device: words)
         found = checked(["spread_mass", "map_planes", "planes_to_mask", "select_tokens"])
@@ -66,6 +84,8 @@ class TestChildren:
         assert found["map_planes"].reason.startswith("wrong: error nan")
         fault = found["select_tokens"]
         assert fault.reason == "RuntimeError: CUDA error: an illegal memory access was encountered"
+        (ending,) = endings
+        assert ending.startswith("ended with status 1")
         assert all(outcome.kept for outcome in found.values())
 
     def test_whatever_a_process_does_costs_one_operator(self, children: PutChildren) -> None:
