@@ -6,9 +6,13 @@ No GPU is needed: the interpreter stands for a device, and processes that end ba
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,10 @@ import pytest
 import torch
 
 from tests.kernels.conftest import PutChildren
-from tests.processes import run_python
 from wsss_rt.kernels import _dispatch, _proven
 from wsss_rt.kernels._proven import DTYPES, FOLDERS, Outcome, subjects
-from wsss_rt.kernels.proof import UNCHECKED, ensure_proof, watch
+from wsss_rt.kernels.proof import UNCHECKED, child, ensure_proof, watch
+from wsss_rt.kernels.proof.__main__ import main as command_line
 from wsss_rt.kernels.proof.child import check_of, failed, timed
 from wsss_rt.kernels.proof.trial import trial
 
@@ -36,8 +40,8 @@ def endings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     ending = watch._Child._ending
 
-    def noted(child: watch._Child, seconds: float, late: bool) -> str:
-        found.append(ending(child, seconds, late))
+    def noted(process: watch._Child, seconds: float, late: bool) -> str:
+        found.append(ending(process, seconds, late))
         return found[-1]
 
     monkeypatch.setattr(watch._Child, "_ending", noted)
@@ -162,24 +166,30 @@ class TestChildren:
         assert found["map_to_mask"].path == "triton" and found["map_planes"].reason == UNCHECKED
         assert list(_proven.read(_proven.identity(CPU))) == ["map_to_mask"]
 
-    def test_a_child_ends_with_its_parent(self, tmp_path: Path, root_dir: Path) -> None:
+    def test_a_child_ends_with_its_parent(self) -> None:
         """A parent that is killed must not leave a GPU busy behind it."""
-        code = (
-            "import os, subprocess, sys, time\n"
-            "from wsss_rt.kernels.proof import child\n"
-            "import threading\n"
-            "threading.Thread(target=child._end_with_parent, daemon=True).start()\n"
-            "print('ready', flush=True)\ntime.sleep(600)\n"
-        )
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root_dir,
-        )  # fmt: skip
-        assert process.stdout is not None and process.stdin is not None
-        with process:
-            assert process.stdout.readline() == b"ready\n"
-            process.stdin.close()
-            assert process.wait(60) == 1
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(target=_busy, args=(ours, theirs))
+        process.start()
+        theirs.close()
+        assert ours.recv_bytes() == b"ready" and process.is_alive()
+        ours.close()
+        process.join(60)
+        assert process.exitcode == 1
+
+
+def _busy(ours: Connection, theirs: Connection) -> None:
+    """A child whose kernel comes to no end."""
+    ours.close()
+    os.dup2(theirs.fileno(), 0)
+
+    def endless(name: str, device: torch.device) -> Outcome:
+        theirs.send_bytes(b"ready")
+        time.sleep(600)
+        return RIGHT
+
+    child.prove = endless
+    child.main(["cpu", "random_walk"])
 
 
 class TestJudgement:
@@ -225,13 +235,13 @@ class TestJudgement:
         assert asked == set(FOLDERS.values())
 
 
-def test_the_command_line_says_why_nothing_can_be_checked() -> None:
-    done = run_python(
-        "import runpy, sys; sys.argv = ['proof', '--json']\n"
-        "runpy.run_module('wsss_rt.kernels.proof', run_name='__main__')",
-    )
-    found = json.loads(done.stdout)
-    assert done.returncode == 1 and found["hindrance"] and list(found["kernels"]) == subjects()
+def test_the_command_line_says_why_nothing_can_be_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["proof", "--device", "cpu", "--json"])
+    assert command_line() == 1
+    found = json.loads(capsys.readouterr().out)
+    assert "this is a cpu" in found["hindrance"] and list(found["kernels"]) == subjects()
 
 
 @pytest.mark.gpu
