@@ -2,9 +2,8 @@
 
 ``WSSS_RT_KERNELS`` chooses: ``auto`` (the default: on a GPU the kernels that were proven on this very one,
 ``wsss_rt.kernels.proof``; else the reference), ``triton`` (an error where it cannot run) or ``reference``.
-:func:`ensure_proof` checks what was not yet checked on a
-device, :func:`standing` says what runs there, and why.
-Triton is not imported before a kernel is to run, or to be proven.
+:func:`ensure_proof` checks what was not yet checked on a device, :func:`standing` says what runs there, and
+why. Triton is not imported before a kernel is to run, or to be proven.
 """
 
 from __future__ import annotations

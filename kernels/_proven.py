@@ -97,7 +97,7 @@ def takes(operator: str, tensors: tuple[Tensor, ...]) -> bool:
     global _exact
     device = tensors[0].device
     if not torch.compiler.is_dynamo_compiling():
-        _exact = torch.get_float32_matmul_precision() == "highest"
+        _exact = exact_products()
         if device not in _taken:
             recall(device)
     taken = _taken.get(device, frozenset())
@@ -105,6 +105,11 @@ def takes(operator: str, tensors: tuple[Tensor, ...]) -> bool:
         return False
     # with TF32 a float32 kernel is another one, which was not checked
     return _exact or operator not in TYPED or all(tensor.dtype != torch.float32 for tensor in tensors)
+
+
+def exact_products() -> bool:
+    """Whether float32 is multiplied whole, without TF32."""
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def recall(device: torch.device) -> Mapping[str, Outcome]:
@@ -122,7 +127,7 @@ def go_by(device: torch.device, outcomes: Mapping[str, Outcome]) -> None:
     """Let this process take what these outcomes say, and nothing else."""
     global _exact
     # the compiler cannot trace the question
-    _exact = torch.get_float32_matmul_precision() == "highest"
+    _exact = exact_products()
     _known[device] = outcomes
     _taken[device] = frozenset(
         (operator, dtype)

@@ -44,6 +44,9 @@ class Standing:
         return {"path": self.path, "reason": self.reason}
 
 
+_TF32 = Standing("reference", "proven in whole float32 alone, and torch is set to multiply in TF32 here")
+
+
 def standing(device: str | torch.device = "cuda", names: Iterable[str] | None = None) -> dict[str, Standing]:
     """What runs on a device, by subject: an operator, with its type where each is proven by itself.
 
@@ -58,8 +61,11 @@ def standing(device: str | torch.device = "cuda", names: Iterable[str] | None = 
         return {name: Standing("reference", why) for name in wanted}
     if _dispatch.kernel_mode() == "triton":
         return {name: Standing("triton", f"{_dispatch.VARIABLE}=triton asks for it") for name in wanted}
-    known = _proven.known(where)
-    return {name: _standing(known.get(name)) for name in wanted}
+    known, exact = _proven.known(where), _proven.exact_products()
+    return {
+        name: _TF32 if not exact and name.endswith(" float32") else _standing(known.get(name))
+        for name in wanted
+    }
 
 
 def ensure_proof(
@@ -159,7 +165,7 @@ def _check(
             say("it has not ended; going on with PyTorch where nothing is known of a kernel")
             return found
         say(
-            f"checking {len(missing)} of the Triton kernels on {name}, once; this may take a minute or two "
+            f"checking {len(missing)} of the Triton kernels on {name}, once; this may take minutes "
             f"({_dispatch.VARIABLE}=reference does without)"
         )
         writable = True

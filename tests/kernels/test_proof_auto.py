@@ -105,6 +105,11 @@ class TestAuto:
         assert list(found) == subjects() and found["map_planes"].reason == UNCHECKED
         assert (found["random_walk"].path, found["dense_crf"].path) == ("triton", "reference")
         assert found["dense_crf"].reason == SLOWER.reason
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+        _proven.go_by(CPU, {"attention_aggregate bfloat16": RIGHT, "attention_aggregate float32": RIGHT})
+        typed = standing("cpu", subjects(["attention_aggregate"]))
+        assert [entry.path for entry in typed.values()] == ["reference", "triton", "reference"]
+        assert "TF32" in typed["attention_aggregate float32"].reason
         few = {name: found[name] for name in ("random_walk", "dense_crf")}
         assert summary(few) == f"1 of 2 kernels are taken; not dense_crf: {SLOWER.reason}"
         monkeypatch.setenv("WSSS_RT_KERNELS", "triton")
