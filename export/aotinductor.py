@@ -65,7 +65,7 @@ def export_aotinductor(
             on a GPU, norms stay in float32, as in PyTorch's autocast; so do inputs and outputs.
         device: ``cpu`` or ``cuda``.
         kernels: for ``cuda``, as ``WSSS_RT_KERNELS``: ``auto`` compiles those of this project's kernels in
-            that are proven on this GPU, which they get the opportunity to be. On a CPU the reference is
+            that are proven on this GPU, and checks first what was not yet checked. On a CPU the reference is
             compiled.
         gate: False skips the parity check, and the card says so.
 

@@ -49,12 +49,13 @@ class DeviceLocalization:
         table = localize.normalisation_table(engine.card.input.mean, engine.card.input.std)
         self._maps = DeviceMaps(engine.run_tensors, engine.device, table)
         self._refine = None if refiner is None else device_refiner(refiner, self._maps)
-        # a localizer's planes exist where something needs them, and a segmenter's always do
-        whole = refiner is None and not options.keep_maps
-        planes = ("planes_to_mask",) if engine.card.kind == "segmenter" else ("map_planes", "planes_to_mask")
-        if engine.card.kind != "segmenter" and whole:
-            planes = ("map_to_mask",)
-        self._device, self._operators = engine.device, (*planes, *refiner_operators(refiner))
+        # those that _mark goes through
+        to_mask: tuple[str, ...] = ("map_planes", "planes_to_mask")
+        if engine.card.kind == "segmenter":
+            to_mask = ("planes_to_mask",)
+        elif refiner is None and not options.keep_maps:
+            to_mask = ("map_to_mask",)
+        self._device, self._operators = engine.device, (*to_mask, *refiner_operators(refiner))
         self.batch = auto_batch(engine, flip=bool(options.flip))
 
     @property

@@ -93,8 +93,8 @@ def collect(*, check_kernels: bool = False) -> dict[str, Any]:
     """Everything that ``wsss-rt doctor`` shows, as JSON has it.
 
     Args:
-        check_kernels: check every Triton kernel on the GPU anew, which takes a minute or two, and tell on
-            stderr; otherwise what is known of them is shown.
+        check_kernels: check every Triton kernel on the GPU anew, which may take minutes, and tell on stderr;
+            otherwise what is known of them is shown.
     """
     packages = {_shown(package): _package(package) for package in (*BASE, *OPTIONAL)}
     broken_base = {

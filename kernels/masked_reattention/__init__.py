@@ -79,7 +79,7 @@ def masked_reattention(
             raise ValueError(f"selected must be (B, N) bool, and is {tuple(selected.shape)} {selected.dtype}")
         if places is not None and tuple(places.shape) != (q.shape[0], q.shape[2]):
             raise ValueError(f"places must be {(q.shape[0], q.shape[2])}, and are {tuple(places.shape)}")
-    # with a gradient the kernel saves memory, not time: its backward pass forms the attention all the same
+    # the proof asks nothing of the backward pass, which forms the attention all the same
     worthwhile = not needs_gradient(q, k, v)
     if not choose_triton(REATTEND, q, k, v, refusal=too_wide(q), worthwhile=worthwhile):
         record(REATTEND, "reference")

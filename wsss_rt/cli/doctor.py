@@ -11,7 +11,7 @@ import typer
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="Check every Triton kernel on the GPU anew, a minute or two.")
+        bool, typer.Option("--kernels", help="Check every Triton kernel on the GPU anew, for minutes.")
     ] = False,
 ) -> None:
     """Show versions and devices, and what is missing for what.
