@@ -225,16 +225,22 @@ def outcome_of(entry: Any) -> Outcome:
 
 
 @contextmanager
-def locked(of: Mapping[str, str], seconds: float, waiting: Callable[[], None]) -> Iterator[bool]:
+def locked(
+    of: Mapping[str, str],
+    seconds: float,
+    waiting: Callable[[], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[bool]:
     """Hold the lock of an identity, which frees itself when its process dies.
 
     Args:
         of: the identity.
         seconds: how long to wait for another process.
         waiting: called once, before a wait.
+        stop: asked while it waits; True ends that.
 
     Yields:
-        Whether it is held, or nobody can hold it: False after the wait alone.
+        Whether it is held, or nobody can hold it: False after a wait alone.
     """
     path = proof_file(of).with_suffix(".lock")
     try:
@@ -245,12 +251,12 @@ def locked(of: Mapping[str, str], seconds: float, waiting: Callable[[], None]) -
         yield True
         return
     try:
-        yield _acquire(descriptor, seconds, waiting)
+        yield _acquire(descriptor, seconds, waiting, stop)
     finally:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, seconds: float, waiting: Callable[[], None]) -> bool:
+def _acquire(descriptor: int, seconds: float, waiting: Callable[[], None], stop: Callable[[], bool]) -> bool:
     until: float | None = None
     while True:
         try:
@@ -260,7 +266,7 @@ def _acquire(descriptor: int, seconds: float, waiting: Callable[[], None]) -> bo
             if until is None:
                 until = time.monotonic() + seconds
                 waiting()
-            if time.monotonic() >= until:
+            if stop() or time.monotonic() >= until:
                 return False
             time.sleep(_POLL_SECONDS)
         except OSError:

@@ -88,7 +88,8 @@ def ensure_proof(
         names: subjects; all by default.
         tell: gets a line before anything that takes long, and one with what it came to; stderr by default.
         anew: check also what was checked before.
-        stop: asked several times a second; True ends it, and what was found so far is kept.
+        stop: asked several times a second, also while it waits; True ends it, and what was found so far is
+            kept.
 
     Returns:
         As :func:`standing`.
@@ -155,11 +156,11 @@ def _check(
     def wait() -> None:
         say(f"another process checks the Triton kernels on {name}; waiting for it")
 
-    with _proven.locked(identity, WAIT_SECONDS, wait) as held:
+    with _proven.locked(identity, WAIT_SECONDS, wait, stop) as held:
         # whoever had the lock may have found it out meanwhile
         found = _proven.read(identity)
         missing = [subject for subject in wanted if anew or subject not in found]
-        if not missing:
+        if not missing or stop():
             return found
         if not held:
             say("it has not ended; going on with PyTorch where nothing is known of a kernel")
@@ -177,7 +178,8 @@ def _check(
                 if writable:
                     say(f"what is found cannot be kept: {error}; set XDG_CACHE_HOME to a folder of yours")
                 writable = False
-        say(summary({subject: _standing(found.get(subject)) for subject in missing}))
+        if not stop():
+            say(summary({subject: _standing(found.get(subject)) for subject in missing}))
     return found
 
 

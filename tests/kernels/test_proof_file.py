@@ -164,6 +164,13 @@ class TestFile:
             found = ensure_proof(CPU, ["random_walk"], tell=told.append)
         assert found["random_walk"].reason == UNCHECKED and len(told) == 2 and log.read_text() == ""
 
+    def test_a_wait_can_be_stopped(self, children: PutChildren, provable: None) -> None:
+        log, told = children({}), list[str]()
+        with _proven.locked(_proven.identity(CPU), 1.0, lambda: None) as held:
+            assert held
+            ensure_proof(CPU, ["random_walk"], tell=told.append, stop=lambda: bool(told))
+        assert len(told) == 1 and "waiting" in told[0] and log.read_text() == ""
+
     def test_a_cache_that_cannot_be_written_is_said_once(
         self,
         tmp_path: Path,
