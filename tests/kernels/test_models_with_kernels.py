@@ -9,6 +9,7 @@ import torch
 
 from tests.models.seeded import seeded_images, seeded_state
 from wsss_rt.kernels import last_path, use_kernels
+from wsss_rt.kernels._dispatch import watched
 from wsss_rt.training.models import Localizer, create_model, fusion, load_official, official_shapes
 
 IMAGES = torch.cat([seeded_images(0, 48, 64), seeded_images(1, 48, 64)])
@@ -37,8 +38,9 @@ def test_maps_do_not_depend_on_what_runs(
     model, images = tiny(method, **options).to(device), IMAGES.to(device)
     with use_kernels("reference"):
         plain = model.localize(images)
-    with use_kernels("triton"):
+    with use_kernels("triton"), watched() as ran:
         found = model.localize(images)
+    assert {operator for operator, _ in ran} <= {*model.operators}
     assert last_path("attention_aggregate") == path
     if method == "token-refinement":
         assert last_path("masked_reattention") == "triton[reattend]"
@@ -53,8 +55,9 @@ def test_maps_do_not_depend_on_what_runs(
 def test_streaming_holds_no_affinity_and_gives_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusion, "form_for", lambda *args, **settings: "streaming")
     model, images = tiny("mctformer-v1").to(device), IMAGES.to(device)
-    with use_kernels("triton"):
+    with use_kernels("triton"), watched() as ran:
         found = model.localize(images)
+    assert {operator for operator, _ in ran} == {*model.operators}
     assert last_path("affinity_propagate") == "triton[propagate]"
     assert last_path("attention_aggregate") in ("triton[attend]", "triton[attend,class_rows]")
     monkeypatch.undo()
