@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from wsss_rt.kernels import use_kernels
-from wsss_rt.kernels._dispatch import DTYPES
 from wsss_rt.kernels.affinity_propagate import OPERATOR, affinity_propagate, reference
 from wsss_rt.kernels.proof.rule import Check, Verdict, compare, packed_heads
 
@@ -73,4 +72,4 @@ def _work(device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: affinity_propagate(queries, keys, maps, 20)
 
 
-CHECKS = {OPERATOR: Check(_judge, _work, DTYPES)}
+CHECKS = {OPERATOR: Check(_judge, _work)}

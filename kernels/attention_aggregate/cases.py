@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from wsss_rt.kernels import use_kernels
-from wsss_rt.kernels._dispatch import DTYPES
 from wsss_rt.kernels.attention_aggregate import OPERATOR, attention_aggregate, reference
 from wsss_rt.kernels.proof.rule import Check, Verdict, compare, packed_heads
 
@@ -83,4 +82,4 @@ def _work(device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: attention_aggregate(*parts, 20, *maps)
 
 
-CHECKS = {OPERATOR: Check(_judge, _work, DTYPES)}
+CHECKS = {OPERATOR: Check(_judge, _work)}

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from wsss_rt.kernels import use_kernels
-from wsss_rt.kernels._dispatch import DTYPES
 from wsss_rt.kernels.masked_reattention import (
     REATTEND,
     SELECT,
@@ -158,6 +157,6 @@ def _work_spread(device: str, dtype: torch.dtype) -> Callable[[], tuple[Tensor, 
 
 CHECKS = {
     SELECT: Check(_judge_select, _work_select),
-    REATTEND: Check(_judge, _work, DTYPES),
+    REATTEND: Check(_judge, _work),
     SPREAD: Check(_judge_spread, _work_spread),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 import threading
@@ -70,7 +71,7 @@ def _worst(verdicts: Sequence[Verdict]) -> Verdict | None:
 
 def _refused(wrong: Verdict) -> Outcome:
     figures = {"error": wrong.kernel, "allowed": wrong.limit}
-    finite = {name: value for name, value in figures.items() if value == value}
+    finite = {name: value for name, value in figures.items() if math.isfinite(value)}
     where = f"{wrong.output} of {wrong.case}"
     return Outcome(False, f"wrong: error {wrong.kernel:.0e}, allowed {wrong.limit:.0e} ({where})", finite)
 

@@ -52,13 +52,12 @@ class Check:
     Attributes:
         judge: (device, type, small) to verdicts; ``small`` for Triton's interpreter.
         work: (device, type) to a call of realistic size, which is timed with the kernel and without.
-        types: that the kernel computes in, each proven by itself; empty where it computes in float32 whatever
-            comes in, and the type says nothing.
+
+    The type says nothing to a kernel that computes in float32 whatever comes in.
     """
 
     judge: Callable[[str, torch.dtype, bool], Iterable[Verdict]]
     work: Callable[[str, torch.dtype], Callable[[], Any]]
-    types: tuple[torch.dtype, ...] = ()
 
 
 def judge(case: str, output: str, kernel: Tensor, pytorch: Tensor, exact: Tensor) -> Verdict:

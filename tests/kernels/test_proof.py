@@ -21,7 +21,7 @@ import torch
 
 from tests.kernels.conftest import PutChildren
 from wsss_rt.kernels import _dispatch, _proven
-from wsss_rt.kernels._proven import DTYPES, FOLDERS, Outcome, subjects
+from wsss_rt.kernels._proven import FOLDERS, Outcome, subjects
 from wsss_rt.kernels.proof import UNCHECKED, child, ensure_proof, watch
 from wsss_rt.kernels.proof.__main__ import main as command_line
 from wsss_rt.kernels.proof.child import check_of, failed, timed
@@ -162,7 +162,9 @@ class TestChildren:
         def stop() -> bool:
             return "map_planes" in log.read_text()
 
-        found = ensure_proof(CPU, ["map_to_mask", "map_planes"], tell=lambda _: None, stop=stop)
+        told: list[str] = []
+        found = ensure_proof(CPU, ["map_to_mask", "map_planes"], tell=told.append, stop=stop)
+        assert len(told) == 1
         assert found["map_to_mask"].path == "triton" and found["map_planes"].reason == UNCHECKED
         assert list(_proven.read(_proven.identity(CPU))) == ["map_to_mask"]
 
@@ -222,11 +224,11 @@ class TestJudgement:
             assert "\n" not in outcome.reason
         assert failed(RuntimeError("CUDA error: unspecified launch failure")).kept
 
-    def test_every_operator_has_a_check_in_each_of_its_types(self) -> None:
+    def test_every_operator_has_a_check(self) -> None:
         for name in subjects():
             operator, check, dtype = check_of(name)
-            assert check.types == (DTYPES if operator in _proven.TYPED else ()), name
-            assert dtype in (check.types or (torch.float32,))
+            assert _proven.subject(operator, dtype) == name
+            assert callable(check.judge) and callable(check.work)
         # and dispatchers know no other
         folder = Path(_dispatch.__file__).parent
         asked = {
