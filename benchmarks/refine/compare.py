@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsss_rt.crew import Crew
 from wsss_rt.refine import dense_crf as module
-from wsss_rt.refine.crew import Crew
 from wsss_rt.refine.dense_crf import dense_crf
 from wsss_rt.refine.lattice import Lattice, build_lattice
 from wsss_rt.refine.params import LEAST_PROBABILITY, PRESETS, CrfParams

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.kernels.memory import Held
+from wsss_rt.crew import Crew
 from wsss_rt.errors import ImageError, ImageErrorCode, WsssError
 from wsss_rt.kernels import KernelUnavailableError, last_path, use_kernels
 from wsss_rt.kernels.dense_crf import dense_crf, dense_crf_each, lattice, prepare, reference
 from wsss_rt.kernels.dense_crf.cases import SMALL, parity, pictures, shares
-from wsss_rt.refine.crew import Crew
 from wsss_rt.refine.dense_crf import dense_crf as cpu_crf
 from wsss_rt.refine.lattice import build_lattice
 from wsss_rt.refine.params import PRESETS, CrfParams

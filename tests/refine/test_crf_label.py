@@ -163,7 +163,7 @@ def test_backends_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_first_compilation_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
     import numba
 
-    from wsss_rt.refine.jit import compiling_told
+    from wsss_rt.jit import compiling_told
 
     # not one of ours: those may be on the disk already
     twice = numba.njit(lambda x: x + x)

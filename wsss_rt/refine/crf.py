@@ -78,8 +78,8 @@ class CrfRefiner:
                 return
             import numpy as np
 
+            from wsss_rt.jit import compiling_told
             from wsss_rt.refine.dense_crf import dense_crf
-            from wsss_rt.refine.jit import compiling_told
 
             with compiling_told(lambda: announce(COMPILING)):
                 dense_crf(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 2), 0.5, np.float32), self.params)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wsss_rt.crew import Crew
 from wsss_rt.refine import mean_field_kernels as kernels
 from wsss_rt.refine.checks import check_input
-from wsss_rt.refine.crew import Crew
 from wsss_rt.refine.lattice import Field, Lattice, build_lattice
 from wsss_rt.refine.memory import LANES, refuse_beyond
 from wsss_rt.refine.params import LEAST_PROBABILITY, CrfParams

@@ -20,7 +20,7 @@ from wsss_rt.refine import lattice_kernels as kernels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from wsss_rt.refine.crew import Crew
+    from wsss_rt.crew import Crew
 
 # pixels of a band, at least; and the most bands
 BAND_PIXELS = 32_768

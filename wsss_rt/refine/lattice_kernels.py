@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss_rt.refine.jit import kernel
+from wsss_rt.jit import kernel
 from wsss_rt.refine.lanes import add_scaled, load, store
 
 # odd, about 2^64 over the golden ratio: the top bits of a product with it depend on every bit of the name

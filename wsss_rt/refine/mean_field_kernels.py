@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsss_rt.refine.jit import float_of_bits, kernel
+from wsss_rt.jit import float_of_bits, kernel
 from wsss_rt.refine.lanes import add_scaled, load, spread, store
 
 # what a pass does

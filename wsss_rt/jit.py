@@ -1,7 +1,8 @@
-"""How this folder uses numba: compiled ahead of need, kept on the disk, without the interpreter lock.
+"""How numba is used: compiled ahead of need, kept on the disk, without the interpreter lock.
 
-With lanes.py the only module that imports numba, so that the rest stays typed. A kernel and what it calls
-stand in one file: numba looks for a change only in the file of the kernel that was called.
+With ``refine/lanes.py`` and ``engines/amx`` the only module that imports numba, so that the rest stays typed.
+A kernel and what it calls stand in one file: numba looks for a change only in the file of the kernel that was
+called.
 """
 
 from __future__ import annotations

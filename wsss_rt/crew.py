@@ -1,6 +1,6 @@
 """Runs pieces of one image's work in a few threads.
 
-Not numba's own threads: those of its default layer end the process when two images are refined at once.
+Not numba's own threads: those of its default layer end the process when two images use them at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Crew:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, "wsss-rt-refine") if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads - 1, "wsss-rt-crew") if threads > 1 else None
 
     def __enter__(self) -> Crew:
         return self
