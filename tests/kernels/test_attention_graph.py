@@ -1,4 +1,4 @@
-"""Attention as exported graphs hold it: the same numbers, whatever the number of tokens."""
+"""Attention as exported graphs hold it, and maps propagated along it, against plain operations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from wsss_rt.kernels.attention_aggregate.graph import attention_with_mean
 from wsss_rt.training.models import fusion
 
 
-def heads(tokens: int, *, size: float = 1.0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def heads(tokens: int) -> list[Tensor]:
     torch.manual_seed(tokens)
-    return [(torch.randn(2, 3, tokens, 8) * size).to(dtype) for _ in range(3)]
+    return [torch.randn(2, 3, tokens, 8, dtype=torch.float64) for _ in range(3)]
 
 
 @pytest.mark.parametrize("rows", [None, 1])
@@ -23,26 +23,6 @@ def test_it_is_attention(tokens: int, rows: int | None) -> None:
     attention = torch.softmax(q @ k.transpose(-2, -1) * 0.3, dim=-1)
     torch.testing.assert_close(mixed, attention @ v, rtol=0, atol=1e-12)
     torch.testing.assert_close(mean, attention.mean(dim=1)[:, :rows], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_added_keys_stay_hidden_where_logits_are_large(dtype: torch.dtype) -> None:
-    """Every logit of some rows is far below zero: a key of zeros, or a weak mask, would take the row over."""
-    q, k, v = heads(9, dtype=torch.float32)
-    q, k = torch.ones_like(q) * 16, -torch.ones_like(k) * 16 + 0.1 * k
-    v = v.abs() + 1
-    mixed, mean = attention_with_mean(q.to(dtype), k.to(dtype), v.to(dtype), scale=1.0)
-    assert float(mean.float().sum(dim=-1).min()) == pytest.approx(1, abs=0.02)
-    assert float(mixed.float().min()) >= 0.99
-
-
-def test_values_that_are_not_numbers_stay_where_they_are() -> None:
-    """Keys beyond the last are made, not read from memory that happens to lie there."""
-    q, k, v = heads(5, dtype=torch.float32)
-    v[0, 0, 2] = torch.nan
-    mixed, mean = attention_with_mean(q, k, v, scale=0.3)
-    assert bool(mixed[0, 0].isnan().all()) and not bool(mixed[1].isnan().any())
-    assert not bool(mean.isnan().any())
 
 
 def rounded(tensor: Tensor) -> Tensor:

@@ -69,6 +69,8 @@ def gate(
         "device": engine.device if engine.device == "cpu" else [engine.device, *gpu_names()],
         "processor": processor_name(),
         "precision": engine.precision,
+        # the same graph, another computation
+        "attention": engine.choice.get("attention"),
         "limits": asdict(limits),
     }
     found = trial_cache.load_parity(key) if cache else None

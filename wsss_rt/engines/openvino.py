@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from wsss_rt.engines.openvino_attention import AttentionCrews, TileAttention
     from wsss_rt.model_card import ModelCard
 
 # kernels are kept for every input size ever seen, 3 MB a size with a small model, and an archive holds
@@ -69,6 +70,8 @@ class OpenVinoEngine(LibraryEngine):
         super().__init__(card, threads)
         hint = "bf16" if precision == "bfloat16" else "f32"
         self.lanes = min(_LANES, self._threads)
+        self._crews: AttentionCrews | None = None
+        self._tiles: list[TileAttention] = []
         config: dict[str, Any] = {
             # without this hint processors with AMX compute in bfloat16, and nobody is told
             "INFERENCE_PRECISION_HINT": hint,
@@ -83,7 +86,10 @@ class OpenVinoEngine(LibraryEngine):
                 "CPU", "OPTIMIZATION_CAPABILITIES"
             ):
                 raise _unavailable(precision, "it lists no BF16 among what this processor is good at")
-            graph = _maps_first(core.read_model(model=model, weights=b""))
+            graph = core.read_model(model=model, weights=b"")
+            if precision == "bfloat16":
+                self.choice["attention"] = self._put_attention_into_tiles(graph)
+            graph = _maps_first(graph)
             try:
                 compiled = core.compile_model(graph, "CPU", config | _BOUNDED)
             except RuntimeError as error:
@@ -98,6 +104,34 @@ class OpenVinoEngine(LibraryEngine):
             self._loaded = [compiled.create_infer_request() for _ in range(self.lanes)]
         except RuntimeError as error:
             raise load_error(error, self.backend) from error
+
+    def _put_attention_into_tiles(self, graph: Any) -> str:
+        """Change the graph where this processor can; what was done, for ``choice``."""
+        from wsss_rt.engines import amx
+
+        why = amx.refusal()
+        if why is None:
+            from wsss_rt.engines.amx.attention import warm_up
+
+            try:
+                warm_up()
+            except Exception as error:
+                # whatever keeps a kernel from being compiled: the graph computes the same without it
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if why is not None:
+            return f"in the graph: {why}"
+        from wsss_rt.engines.openvino_attention import AttentionCrews, use_tiles
+
+        self._crews = AttentionCrews(max(1, self._threads // self.lanes))
+        self._tiles = use_tiles(graph, self._crews)
+        return f"{len(self._tiles)} layers in tiles"
+
+    def close(self) -> None:
+        """Free the loaded model."""
+        super().close()
+        self._tiles = []
+        if self._crews is not None:
+            self._crews.close()
 
     def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         """Run a batch; see :meth:`wsss_rt.engines.base.Engine.run`."""

@@ -1,0 +1,173 @@
+"""OpenVINO graphs whose attention runs in AMX tiles: the operator, and how it gets into a graph.
+
+Only attention whose mean over heads is read, as localization maps need it: see ``amx/attention.py``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import opset13 as operations
+from openvino.passes import ConstantFolding, Manager
+
+from wsss_rt.crew import Crew
+from wsss_rt.engines.amx.attention import HEAD_WIDTHS, Part, Workspace, attention
+from wsss_rt.engines.attention_pattern import Window, attention_around, readers_of
+
+
+class AttentionCrews:
+    """What the attention of all layers works with: memory and helpers for each thread that calls.
+
+    Args:
+        threads: of one call.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._own = threading.local()
+        self._all: list[Crew] = []
+
+    def mine(self) -> tuple[Workspace, Crew]:
+        """Of the calling thread."""
+        if not hasattr(self._own, "pair"):
+            crew = Crew(self._threads)
+            self._all.append(crew)
+            self._own.pair = Workspace(), crew
+        pair: tuple[Workspace, Crew] = self._own.pair
+        return pair
+
+    def close(self) -> None:
+        """End all helpers; none may be at work."""
+        while self._all:
+            self._all.pop().__exit__(None, None, None)
+
+
+class TileAttention(openvino.Op):
+    """(B, T, 3 * H * d) to attention (B, T, H * d), and the windows of its head mean, all float32.
+
+    Further inputs are what windows with ``sums`` are added to, in their order: layers that add up their means
+    so do without a pass of its own, and without the change of layout that OpenVINO puts before a sum.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Any],
+        heads: int,
+        scale: float,
+        windows: tuple[Window, ...],
+        crews: AttentionCrews,
+    ) -> None:
+        super().__init__(self)
+        # the base calls validate_and_infer_types, which needs these
+        self._heads, self._scale, self._windows, self._crews = heads, scale, windows, crews
+        self.set_arguments(list(inputs))
+        self.constructor_validate_and_infer_types()
+
+    def validate_and_infer_types(self) -> None:
+        """Shapes of the outputs."""
+        batch, tokens, width = self.get_input_partial_shape(0)
+        self.set_output_size(1 + len(self._windows))
+        self.set_output_type(
+            0, openvino.Type.f32, openvino.PartialShape([batch, tokens, width.get_length() // 3])
+        )
+        for index, window in enumerate(self._windows):
+            rows, columns = openvino.Dimension(), openvino.Dimension()
+            if window.end is not None:
+                rows = openvino.Dimension(window.end - window.row)
+            if tokens.is_static:
+                count = tokens.get_length()
+                columns = openvino.Dimension(count - window.column)
+                rows = openvino.Dimension((window.end or count) - window.row)
+            self.set_output_type(1 + index, openvino.Type.f32, openvino.PartialShape([batch, rows, columns]))
+
+    def clone_with_new_inputs(self, inputs: Any) -> TileAttention:
+        """The same on other inputs."""
+        return TileAttention(inputs, self._heads, self._scale, self._windows, self._crews)
+
+    def has_evaluate(self) -> bool:
+        """Yes: OpenVINO has no kernel of its own for it."""
+        return True
+
+    def evaluate(self, outputs: Any, inputs: Any) -> bool:
+        """Run."""
+        workspace, crew = self._crews.mine()
+        mixed, *found = (output.data for output in outputs)
+        images, *given = (value.data for value in inputs)
+        before = iter(given)
+        added = [next(before) if window.sums else None for window in self._windows]
+        for index, image in enumerate(images):
+            parts = [
+                Part(window.row, window.column, part[index], None if value is None else value[index])
+                for window, part, value in zip(self._windows, found, added, strict=True)
+            ]
+            attention(
+                image,
+                mixed[index],
+                parts,
+                heads=self._heads,
+                scale=self._scale,
+                workspace=workspace,
+                crew=crew,
+            )
+        return True
+
+
+def use_tiles(graph: Any, crews: AttentionCrews) -> list[TileAttention]:
+    """Replace attention with a head mean in all layers that are built as this project's exports build them.
+
+    Args:
+        graph: is changed.
+        crews: of the engine.
+
+    Returns:
+        What replaced it, which the caller keeps as long as the graph.
+    """
+    folding = Manager()
+    folding.register_pass(ConstantFolding())
+    folding.run_passes(graph)
+    placed: list[TileAttention] = []
+    for node in graph.get_ordered_ops():
+        layer = attention_around(node) if node.get_type_name() == "Softmax" else None
+        if layer is None or layer.width not in HEAD_WIDTHS:
+            continue
+        inputs, windows, outputs = [layer.qkv], [], []
+        for window, output in layer.parts:
+            summed = _summed(output, placed)
+            if summed is not None:
+                window, output = replace(window, sums=True), summed[1]
+                inputs.append(summed[0])
+            windows.append(window)
+            outputs.append(output)
+        tiles = TileAttention(inputs, layer.heads, layer.scale, tuple(windows), crews)
+        _replace(layer.mixed, tiles.output(0))
+        for index, output in enumerate(outputs):
+            new = tiles.output(1 + index)
+            if output.get_partial_shape().rank.get_length() == 4:
+                new = operations.unsqueeze(new, np.array([1], np.int64)).output(0)
+            _replace(output, new)
+        placed.append(tiles)
+    if placed:
+        graph.validate_nodes_and_infer_types()
+    return placed
+
+
+def _summed(output: Any, placed: Sequence[Any]) -> tuple[Any, Any] | None:
+    """What an earlier layer's window is added to this one by, and the sum; None where that is not all."""
+    readers = readers_of(output)
+    if len(readers) != 1 or readers[0].get_type_name() != "Add":
+        return None
+    for index in (0, 1):
+        before, own = readers[0].input_value(index), readers[0].input_value(1 - index)
+        if own == output and before.get_node() in placed:
+            return before, readers[0].output(0)
+    return None
+
+
+def _replace(old: Any, new: Any) -> None:
+    for reader in list(old.get_target_inputs()):
+        reader.replace_source_output(new)
