@@ -18,14 +18,14 @@ def test_a_comparison_shows_every_side_and_what_its_masks_lose(tables: ModuleTyp
         {
             "photographs": 20,
             "sides": {"float32": side(3.0, 3.55, **worst), "peer": side(0.84, 1.0)},
-            "model_stage": {"float32": {"flops_per_second": 2.5e11, "share_of_products": 0.81}},
+            "model_stage": {"float32": {"ms_of_a_pair": 250.2, "share_of_products": 0.81}},
             "environment": {"cpu": "Probe", "cores": 2, "versions": {"python": "3.12.0", "torch": "2.14"}},
         }
     )
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert "| `wsss-rt label`, float32 | 3.00 | 3.5 | 600 | 99.99 | 86.26 | 300 | 60 |" in rows
     assert "| peer, float32 | 0.84 | 1.0 | 600 | – | – | 300 | 60 |" in rows and len(rows) == 3
-    assert "float32 250 GFLOP/s, 81 % of what plain matrix products reach" in text
+    assert "float32 250 ms a pair, 81 % of what plain matrix products reach" in text
     assert "20 photographs" in text and "torch 2.14" in text
 
 

@@ -162,6 +162,12 @@ def test_a_kernel_that_cannot_be_compiled_leaves_the_graph_as_it_is(
     assert np.isfinite(engine.infer(noise(1, 3, 64, 64)).maps).all()
 
 
+def test_a_user_can_leave_attention_to_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSSS_RT_KERNELS", "reference")
+    engine = opened(artifact(tmp_path, "fused, heads of 64"))
+    assert engine.choice["attention"] == "in the graph: WSSS_RT_KERNELS=reference"
+
+
 def test_other_graphs_stay_as_they_are(color_model: Path) -> None:
     engine = opened(color_model)
     assert engine.choice["attention"] == "0 layers in tiles"

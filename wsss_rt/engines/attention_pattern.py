@@ -150,7 +150,7 @@ def _mean_parts(softmax: Any, product: Any) -> tuple[tuple[Window, Any], ...] | 
         window = Window()
         if reader.get_type_name() == "Slice":
             limits, followers = _limits(reader), readers_of(reader.output(0))
-            if limits is None or limits[:2] != (2, 0) or len(followers) != 1:
+            if limits is None or limits[:2] != (2, 0) or limits[2] < 0 or len(followers) != 1:
                 return None
             window, reader = Window(end=None if limits[2] >= _FAR else limits[2]), followers[0]
         if reader.get_type_name() != "ReduceMean":
@@ -221,7 +221,14 @@ def _order(output: Any) -> list[int] | None:
 
 
 def _constant(output: Any) -> Any | None:
+    """What an output always is, as far as these graphs need it.
+
+    Folding all that is constant would be simpler, and take a quantised model's weights out of eight bits.
+    """
     node = output.get_node()
+    if node.get_type_name() == "Broadcast":
+        value = _constant(node.input_value(0))
+        return value if value is not None and value.size == 1 else None
     return node.data if node.get_type_name() == "Constant" else None
 
 

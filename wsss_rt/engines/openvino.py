@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # kernels are kept for every input size ever seen, 3 MB a size with a small model, and an archive holds
 # hundreds of sizes; this many kernels still let the layers of one pass share theirs
 _BOUNDED = {"CPU_RUNTIME_CACHE_CAPACITY": "64"}
+# as for Triton's: ``reference`` leaves everything to the library
+_KERNELS = "WSSS_RT_KERNELS"
 # an image and its mirror image: each on its own half of the threads, which need not wait for each other after
 # every layer
 _LANES = 2
@@ -110,6 +113,8 @@ class OpenVinoEngine(LibraryEngine):
         from wsss_rt.engines import amx
 
         why = amx.refusal()
+        if os.environ.get(_KERNELS) == "reference":
+            why = f"{_KERNELS}=reference"
         if why is None:
             from wsss_rt.engines.amx.attention import warm_up
 

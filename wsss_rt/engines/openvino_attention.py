@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import openvino
 from openvino import opset13 as operations
-from openvino.passes import ConstantFolding, Manager
 
 from wsss_rt.crew import Crew
 from wsss_rt.engines.amx.attention import HEAD_WIDTHS, Part, Workspace, attention
@@ -68,13 +67,17 @@ class TileAttention(openvino.Op):
         self.set_arguments(list(inputs))
         self.constructor_validate_and_infer_types()
 
+    def window_of(self, output: Any) -> Window | None:
+        """What an output shows of this layer's head mean, be it added to others or not; None of attention."""
+        index = output.get_index()
+        return replace(self._windows[index - 1], sums=False) if index else None
+
     def validate_and_infer_types(self) -> None:
         """Shapes of the outputs."""
         batch, tokens, width = self.get_input_partial_shape(0)
         self.set_output_size(1 + len(self._windows))
-        self.set_output_type(
-            0, openvino.Type.f32, openvino.PartialShape([batch, tokens, width.get_length() // 3])
-        )
+        mixed = openvino.PartialShape([batch, tokens, width.get_length() // 3])
+        self.set_output_type(0, openvino.Type.f32, mixed)
         for index, window in enumerate(self._windows):
             rows, columns = openvino.Dimension(), openvino.Dimension()
             if window.end is not None:
@@ -82,7 +85,7 @@ class TileAttention(openvino.Op):
             if tokens.is_static:
                 count = tokens.get_length()
                 columns = openvino.Dimension(count - window.column)
-                rows = openvino.Dimension((window.end or count) - window.row)
+                rows = openvino.Dimension(min(window.end or count, count) - window.row)
             self.set_output_type(1 + index, openvino.Type.f32, openvino.PartialShape([batch, rows, columns]))
 
     def clone_with_new_inputs(self, inputs: Any) -> TileAttention:
@@ -127,9 +130,6 @@ def use_tiles(graph: Any, crews: AttentionCrews) -> list[TileAttention]:
     Returns:
         What replaced it, which the caller keeps as long as the graph.
     """
-    folding = Manager()
-    folding.register_pass(ConstantFolding())
-    folding.run_passes(graph)
     placed: list[TileAttention] = []
     for node in graph.get_ordered_ops():
         layer = attention_around(node) if node.get_type_name() == "Softmax" else None
@@ -137,7 +137,7 @@ def use_tiles(graph: Any, crews: AttentionCrews) -> list[TileAttention]:
             continue
         inputs, windows, outputs = [layer.qkv], [], []
         for window, output in layer.parts:
-            summed = _summed(output, placed)
+            summed = _summed(window, output, placed)
             if summed is not None:
                 window, output = replace(window, sums=True), summed[1]
                 inputs.append(summed[0])
@@ -156,15 +156,18 @@ def use_tiles(graph: Any, crews: AttentionCrews) -> list[TileAttention]:
     return placed
 
 
-def _summed(output: Any, placed: Sequence[Any]) -> tuple[Any, Any] | None:
-    """What an earlier layer's window is added to this one by, and the sum; None where that is not all."""
+def _summed(window: Window, output: Any, placed: Sequence[TileAttention]) -> tuple[Any, Any] | None:
+    """The same window of an earlier layer, or its sum, where all that is done is to add both; and the sum."""
     readers = readers_of(output)
     if len(readers) != 1 or readers[0].get_type_name() != "Add":
         return None
     for index in (0, 1):
         before, own = readers[0].input_value(index), readers[0].input_value(1 - index)
-        if own == output and before.get_node() in placed:
-            return before, readers[0].output(0)
+        if own != output:
+            continue
+        for earlier in placed:
+            if earlier == before.get_node() and earlier.window_of(before) == window:
+                return before, readers[0].output(0)
     return None
 
 
