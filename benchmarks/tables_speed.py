@@ -43,8 +43,8 @@ def pipeline(result: dict[str, Any]) -> str:
             ]
         )
     alone = "; ".join(
-        f"{name} {entry['ms_of_a_pair']:.0f} ms a pair, {100 * entry['share_of_products']:.0f} % of what plain "
-        "matrix products reach"
+        f"{name} {entry['ms_of_a_pair']:.0f} ms a pair, {100 * entry['share_of_products']:.0f} % of what "
+        "plain matrix products reach"
         for name, entry in result["model_stage"].items()
     )
     again = result["sides"].get("mixed", {}).get("second_looks")
