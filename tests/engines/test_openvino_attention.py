@@ -148,6 +148,11 @@ def test_tiles_leave_what_the_library_counts_on(tmp_path: Path) -> None:
         assert np.array_equal(again.maps, first.maps)
 
 
+def test_mixed_says_what_its_fast_engine_runs(tmp_path: Path) -> None:
+    engine = opened(artifact(tmp_path, "fused, heads of 64"), "mixed")
+    assert engine.choice["attention"] == f"{LAYERS} layers in tiles"
+
+
 def test_a_kernel_that_cannot_be_compiled_leaves_the_graph_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.models.seeded import seeded_conv_state, seeded_images
-from wsss_rt.cli.export import _next_command
+from wsss_rt.cli.export_report import as_text
 from wsss_rt.engines import open_engine
 from wsss_rt.export.onnx import export_onnx
 from wsss_rt.model_card import InputSpec, read_card
@@ -34,7 +34,7 @@ def test_an_official_checkpoint_becomes_an_affinity_model(tmp_path: Path) -> Non
     report = export_onnx(model, config, path)
     assert report.parity is not None and report.parity.passed
     assert {row.output for row in report.parity.rows} == {"affinity"} and len(report.parity.rows) == 2
-    assert "--refine walk --affinity" in _next_command(report)
+    assert "--refine walk --affinity" in as_text(report)
     card = read_card(path)
     assert (card.kind, card.classes, card.outputs) == ("affinity", (), ("affinity",))
 

@@ -28,7 +28,8 @@ class MixedEngine:
     def __init__(self, fast: Engine, exact: Engine) -> None:
         self._fast, self.exact = fast, exact
         self.backend, self.device, self.card = fast.backend, fast.device, fast.card
-        self.choice: dict[str, Any] = {"mixed": [fast.precision, exact.precision]}
+        # what the fast one did to the graph is what this one is held against the model for
+        self.choice: dict[str, Any] = {**fast.choice, "mixed": [fast.precision, exact.precision]}
         self.lanes: int = getattr(fast, "lanes", 1)
 
     def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
