@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tests.label_models import color_card
 from wsss_rt.engines import Engine, amx, first_use, open_engine
+from wsss_rt.errors import ImageError
 from wsss_rt.gate_images import GateImages
 from wsss_rt.model_card import InputSpec, Recommended, seal
 
@@ -181,7 +182,19 @@ def test_other_graphs_stay_as_they_are(color_model: Path) -> None:
     assert error(engine.infer(images).scores, exact.infer(images).scores) < 0.01
 
 
-@pytest.mark.parametrize("change", ["softmax over queries", "keys are queries", "weights are read elsewhere"])
+CHANGES = (
+    "softmax over queries",
+    "keys are queries",
+    "weights are read elsewhere",
+    "heads of half the width",
+    "images in a row",
+    "merged into more tokens",
+    "float16",
+    "no axis of images",
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_only_resembles_attention_stays_in_the_graph(change: str) -> None:
     from openvino import opset13 as op
 
@@ -190,19 +203,84 @@ def test_what_only_resembles_attention_stays_in_the_graph(change: str) -> None:
         cut = op.slice(stacked, start, stop, np.array([1], np.int64), np.array([0], np.int64))
         return op.squeeze(cut, np.array([0], np.int64))
 
-    qkv = op.parameter([-1, -1, 3 * 2 * 64], np.float32)
-    split = op.reshape(qkv, np.array([0, 0, 3, 2, 64], np.int64), special_zero=True)
+    kind = np.float16 if change == "float16" else np.float32
+    qkv = op.parameter([-1, 384] if change == "no axis of images" else [-1, -1, 384], kind)
+    cuts = {
+        "heads of half the width": [0, -1, 3, 2, 32],
+        "images in a row": [1, -1, 3, 2, 64],
+        "no axis of images": [1, -1, 3, 2, 64],
+    }
+    split = op.reshape(qkv, np.array(cuts.get(change, [0, 0, 3, 2, 64]), np.int64), special_zero=True)
     stacked = op.transpose(split, np.array([2, 0, 3, 1, 4]))
     keys = op.transpose(third(0 if change == "keys are queries" else 1), np.array([0, 1, 3, 2]))
-    logits = op.matmul(op.multiply(third(0), np.float32(0.125)), keys, False, False)
+    logits = op.matmul(op.multiply(third(0), kind(0.125)), keys, False, False)
     weights = op.softmax(logits, axis=2 if change == "softmax over queries" else 3)
     mixed = op.transpose(op.matmul(weights, third(2), False, False), np.array([0, 2, 1, 3]))
-    out = op.reshape(mixed, np.array([0, 0, 128], np.int64), special_zero=True)
+    more = change in ("merged into more tokens", "heads of half the width")
+    out = op.reshape(mixed, np.array([0, -1, 64 if more else 128], np.int64), special_zero=True)
     results = [out, op.reduce_mean(weights, np.array([1], np.int64), keep_dims=False)]
     if change == "weights are read elsewhere":
         results.append(op.reduce_max(weights, np.array([1], np.int64)))
     graph = openvino.Model([result.output(0) for result in results], [qkv], "attention")
     assert not openvino_attention.use_tiles(graph, openvino_attention.AttentionCrews(1))
+
+
+def two_layers(*, kept: bool, rows: int) -> Any:
+    """The sum of two layers' means, of all rows where ``rows`` is 0; ``kept``: the second has an axis of heads."""
+    from openvino import opset13 as op
+
+    def layer(value: Any, kept: bool) -> tuple[Any, Any]:
+        split = op.reshape(value, np.array([0, 0, 3, 2, 32], np.int64), special_zero=True)
+        stacked = op.transpose(split, np.array([2, 0, 3, 1, 4]))
+        q, k, v = (op.gather(stacked, np.array(which), np.array(0)) for which in range(3))
+        weights = op.softmax(op.matmul(op.multiply(q, np.float32(0.2)), k, False, True), axis=3)
+        mixed = op.transpose(op.matmul(weights, v, False, False), np.array([0, 2, 1, 3]))
+        mean = op.reduce_mean(weights, np.array([1], np.int64), keep_dims=kept)
+        first = 2 if kept else 1
+        cut = [np.array([number], np.int64) for number in (0, rows, 1, first)]
+        merged = op.reshape(mixed, np.array([0, 0, 64], np.int64), special_zero=True)
+        return merged, op.slice(mean, *cut) if rows else mean
+
+    factor = np.random.default_rng(0).standard_normal((64, 192), dtype=np.float32)
+    qkv = op.parameter([-1, -1, 192], np.float32)
+    mixed, one = layer(qkv, False)
+    mixed, other = layer(op.matmul(mixed, factor, False, False), kept)
+    return openvino.Model([mixed.output(0), op.add(other, one).output(0)], [qkv], "two layers")
+
+
+@pytest.mark.parametrize(("kept", "rows"), [(False, 0), (True, 0), (False, 30)])
+def test_a_sum_that_spreads_one_layer_over_another_stays_a_sum(kept: bool, rows: int) -> None:
+    """Also where an image has fewer tokens than rows are cut from the mean."""
+    graph = two_layers(kept=kept, rows=rows)
+    images = noise(2, 20, 192)
+    core = openvino.Core()
+
+    def outputs(model: Any, hint: str) -> list[NDArray[np.float32]]:
+        done = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})(images)
+        return [np.array(done[output]) for output in done]
+
+    wanted = outputs(graph, "f32")
+    placed = openvino_attention.use_tiles(graph, openvino_attention.AttentionCrews(1))
+    assert len(placed) == 2
+    for found, exact in zip(outputs(graph, "bf16"), wanted, strict=True):
+        assert found.shape == exact.shape
+        assert error(found, exact) < 0.02
+
+
+def test_memory_that_runs_out_in_the_operator_is_the_images_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened(artifact(tmp_path, "fused, heads of 64"))
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError("Unable to allocate 9.00 GiB for an array")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino_attention, "attention", fail)
+        with pytest.raises(ImageError) as caught:
+            engine.infer(noise(2, 3, 64, 64))
+    assert caught.value.code == "out_of_memory"
+    assert np.isfinite(engine.infer(noise(2, 3, 64, 64)).maps).all()
 
 
 def test_the_gate_is_met_anew_where_attention_runs_otherwise(

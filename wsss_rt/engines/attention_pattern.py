@@ -50,8 +50,7 @@ class Attention:
 
 def attention_around(softmax: Any) -> Attention | None:
     """The attention around a softmax, or None where anything in it is not as expected."""
-    shape = softmax.get_output_partial_shape(0)
-    if shape.rank.is_dynamic or shape.rank.get_length() != 4:
+    if len(sizes_of(softmax.output(0))) != 4:
         return None
     if softmax.get_attributes()["axis"] not in (-1, 3):
         return None
@@ -74,20 +73,27 @@ def attention_around(softmax: Any) -> Attention | None:
     origins = [source[0] for source in sources if source is not None]
     if any(origin.get_node() != origins[0].get_node() for origin in origins):
         return None
-    split = origins[0].get_node()
-    heads = split.get_output_partial_shape(0)[3]
-    qkv = split.input_value(0)
-    total = qkv.get_partial_shape()[2]
-    if heads.is_dynamic or total.is_dynamic:
-        return None
-    count = heads.get_length()
-    if total.get_length() % (3 * count):
-        return None
-    mixed = _merged(products[0].output(0))
+    qkv, mixed = origins[0].get_node().input_value(0), _merged(products[0].output(0))
     parts = _mean_parts(softmax, products[0])
     if mixed is None or parts is None:
         return None
-    return Attention(qkv, mixed, count, total.get_length() // (3 * count), scale * other, parts)
+    found = _heads(qkv, origins[0], mixed)
+    return None if found is None else Attention(qkv, mixed, *found, scale * other, parts)
+
+
+def _heads(qkv: Any, split: Any, mixed: Any) -> tuple[int, int] | None:
+    """H and d; None where sizes show that images, tokens and channels are cut otherwise than by heads."""
+    if qkv.get_element_type().get_type_name() != "f32":
+        return None
+    whole, cut, merged = sizes_of(qkv), sizes_of(split), sizes_of(mixed)
+    if len(whole) != 3 or len(cut) != 5 or len(merged) != 3 or not whole[2] or not cut[3]:
+        return None
+    width, rest = divmod(whole[2], 3 * cut[3])
+    # a graph may compute the width from the rest; then it has it from the same numbers
+    if rest or cut[2] != 3 or cut[4] not in (None, width) or merged[2] != cut[3] * width:
+        return None
+    # one that is known and another that is not: a batch that became tokens
+    return (cut[3], width) if whole[:2] == cut[:2] == merged[:2] else None
 
 
 def _unscaled(output: Any) -> tuple[Any, float]:
@@ -117,13 +123,10 @@ def _third(output: Any) -> tuple[Any, int] | None:
         which, stacked = int(place.item()), node.input_value(0)
     else:
         return None
+    if _order(stacked) != _HEADS_FIRST:
+        return None
     split = stacked.get_node().input_value(0)
-    if _order(stacked) != _HEADS_FIRST or split.get_node().get_type_name() != "Reshape":
-        return None
-    shape = split.get_partial_shape()
-    if shape.rank.get_length() != 5 or shape[2].is_dynamic or shape[2].get_length() != 3:
-        return None
-    return split, which
+    return (split, which) if split.get_node().get_type_name() == "Reshape" else None
 
 
 def _merged(output: Any) -> Any | None:
@@ -134,8 +137,7 @@ def _merged(output: Any) -> Any | None:
     readers = readers_of(readers[0].output(0))
     if len(readers) != 1 or readers[0].get_type_name() != "Reshape":
         return None
-    merged = readers[0].output(0)
-    return merged if merged.get_partial_shape().rank.get_length() == 3 else None
+    return readers[0].output(0)
 
 
 def _mean_parts(softmax: Any, product: Any) -> tuple[tuple[Window, Any], ...] | None:
@@ -166,7 +168,7 @@ def _mean_parts(softmax: Any, product: Any) -> tuple[tuple[Window, Any], ...] | 
 
 def _windows(output: Any, window: Window) -> Iterator[tuple[Window, Any]]:
     """The smallest parts of the mean, and the outputs that hold them."""
-    first = 2 if output.get_partial_shape().rank.get_length() == 4 else 1
+    first = 2 if len(sizes_of(output)) == 4 else 1
     narrowed = []
     for reader in readers_of(output):
         found = _narrowed(reader, window, first)
@@ -209,8 +211,8 @@ def _limits(node: Any) -> tuple[int, int, int] | None:
     if len(given) != 4 or len(numbers) != 4:
         return None
     start, stop, step, axis = numbers
-    rank = node.get_output_partial_shape(0).rank.get_length()
-    return (axis % rank, start, stop) if step == 1 else None
+    rank = len(sizes_of(node.output(0)))
+    return (axis % rank, start, stop) if step == 1 and rank else None
 
 
 def _order(output: Any) -> list[int] | None:
@@ -235,3 +237,11 @@ def _constant(output: Any) -> Any | None:
 def readers_of(output: Any) -> list[Any]:
     """The nodes that read an output, in no order."""
     return [reader.get_node() for reader in output.get_target_inputs()]
+
+
+def sizes_of(output: Any) -> list[int | None]:
+    """Of an output's axes, as far as they are known; empty where not even their number is."""
+    shape = output.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return []
+    return [size.get_length() if size.is_static else None for size in shape]

@@ -16,7 +16,7 @@ from openvino import opset13 as operations
 
 from wsss_rt.crew import Crew
 from wsss_rt.engines.amx.attention import HEAD_WIDTHS, Part, Workspace, attention
-from wsss_rt.engines.attention_pattern import Window, attention_around, readers_of
+from wsss_rt.engines.attention_pattern import Window, attention_around, readers_of, sizes_of
 
 
 class AttentionCrews:
@@ -79,13 +79,8 @@ class TileAttention(openvino.Op):
         mixed = openvino.PartialShape([batch, tokens, width.get_length() // 3])
         self.set_output_type(0, openvino.Type.f32, mixed)
         for index, window in enumerate(self._windows):
-            rows, columns = openvino.Dimension(), openvino.Dimension()
-            if window.end is not None:
-                rows = openvino.Dimension(window.end - window.row)
-            if tokens.is_static:
-                count = tokens.get_length()
-                columns = openvino.Dimension(count - window.column)
-                rows = openvino.Dimension(min(window.end or count, count) - window.row)
+            rows = _between(tokens, window.row, window.end)
+            columns = _between(tokens, window.column, None)
             self.set_output_type(1 + index, openvino.Type.f32, openvino.PartialShape([batch, rows, columns]))
 
     def clone_with_new_inputs(self, inputs: Any) -> TileAttention:
@@ -103,6 +98,10 @@ class TileAttention(openvino.Op):
         images, *given = (value.data for value in inputs)
         before = iter(given)
         added = [next(before) if window.sums else None for window in self._windows]
+        if any(
+            more is not None and more.shape != part.shape for part, more in zip(found, added, strict=True)
+        ):
+            raise RuntimeError("layers that add up their attention differ in their tokens")
         for index, image in enumerate(images):
             parts = [
                 Part(window.row, window.column, part[index], None if value is None else value[index])
@@ -118,6 +117,20 @@ class TileAttention(openvino.Op):
                 crew=crew,
             )
         return True
+
+
+def _between(tokens: Any, start: int, end: int | None) -> Any:
+    """How many of so many tokens lie from ``start`` up to ``end``."""
+
+    def of(count: int) -> int:
+        return max(0, (count if end is None else min(end, count)) - start)
+
+    if tokens.is_static:
+        return openvino.Dimension(of(tokens.get_length()))
+    if end is None:
+        return openvino.Dimension()
+    # fewer than the end where an image has so few tokens
+    return openvino.Dimension(of(tokens.min_length), of(end))
 
 
 def use_tiles(graph: Any, crews: AttentionCrews) -> list[TileAttention]:
@@ -163,7 +176,8 @@ def _summed(window: Window, output: Any, placed: Sequence[TileAttention]) -> tup
         return None
     for index in (0, 1):
         before, own = readers[0].input_value(index), readers[0].input_value(1 - index)
-        if own != output:
+        # sizes that differ would be spread over each other, which adds up more than one window
+        if own != output or sizes_of(before) != sizes_of(own):
             continue
         for earlier in placed:
             if earlier == before.get_node() and earlier.window_of(before) == window:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from wsss_rt.model_card import ModelCard
 
-_MEMORY_MARKS = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "can't allocate")
+_MEMORY_MARKS = (
+    "failed to allocate", "bad_alloc", "bad allocation", "out of memory", "can't allocate",
+    # numpy's, where an operator of ours runs inside a library that keeps the text alone
+    "unable to allocate", "memoryerror",
+)  # fmt: skip
 # after one of these a CUDA context answers every further call with the same error
 _DEAD_DEVICE_MARKS = ("illegal memory access", "device-side assert", "unspecified launch failure")
 
