@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wsss_rt.engines.openvino_attention import AttentionCrews, TileAttention
+    from wsss_rt.engines.openvino_attention import AttentionCrews
     from wsss_rt.model_card import ModelCard
 
 # kernels are kept for every input size ever seen, 3 MB a size with a small model, and an archive holds
@@ -74,7 +74,6 @@ class OpenVinoEngine(LibraryEngine):
         hint = "bf16" if precision == "bfloat16" else "f32"
         self.lanes = min(_LANES, self._threads)
         self._crews: AttentionCrews | None = None
-        self._tiles: list[TileAttention] = []
         config: dict[str, Any] = {
             # without this hint processors with AMX compute in bfloat16, and nobody is told
             "INFERENCE_PRECISION_HINT": hint,
@@ -128,13 +127,11 @@ class OpenVinoEngine(LibraryEngine):
         from wsss_rt.engines.openvino_attention import AttentionCrews, use_tiles
 
         self._crews = AttentionCrews(max(1, self._threads // self.lanes))
-        self._tiles = use_tiles(graph, self._crews)
-        return f"{len(self._tiles)} layers in tiles"
+        return f"{len(use_tiles(graph, self._crews))} layers in tiles"
 
     def close(self) -> None:
         """Free the loaded model."""
         super().close()
-        self._tiles = []
         if self._crews is not None:
             self._crews.close()
 

@@ -5,8 +5,9 @@ Only attention whose mean over heads is read, as localization maps need it: see 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,30 +21,42 @@ from wsss_rt.engines.attention_pattern import Window, attention_around, readers_
 
 
 class AttentionCrews:
-    """What the attention of all layers works with: memory and helpers for each thread that calls.
+    """What the attention of all layers works with: memory and helpers for each call that runs at once.
+
+    Nothing of a thread: the library's threads are strangers to Python, which forgets what is theirs after
+    every call.
 
     Args:
         threads: of one call.
+
+    Attributes:
+        operators: that work with it, in this graph and in what the library makes of it; as the library keeps
+            no Python object alive, they have to be kept here.
     """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._own = threading.local()
-        self._all: list[Crew] = []
+        self._idle: list[tuple[Workspace, Crew]] = []
+        self.operators: list[TileAttention] = []
 
-    def mine(self) -> tuple[Workspace, Crew]:
-        """Of the calling thread."""
-        if not hasattr(self._own, "pair"):
-            crew = Crew(self._threads)
-            self._all.append(crew)
-            self._own.pair = Workspace(), crew
-        pair: tuple[Workspace, Crew] = self._own.pair
-        return pair
+    @contextmanager
+    def lent(self) -> Iterator[tuple[Workspace, Crew]]:
+        """For one call."""
+        try:
+            # atomic
+            pair = self._idle.pop()
+        except IndexError:
+            pair = Workspace(), Crew(self._threads)
+        try:
+            yield pair
+        finally:
+            self._idle.append(pair)
 
     def close(self) -> None:
-        """End all helpers; none may be at work."""
-        while self._all:
-            self._all.pop().__exit__(None, None, None)
+        """End all helpers, and let go of the operators; none may be at work."""
+        self.operators.clear()
+        while self._idle:
+            self._idle.pop()[1].__exit__(None, None, None)
 
 
 class TileAttention(openvino.Op):
@@ -61,9 +74,13 @@ class TileAttention(openvino.Op):
         windows: tuple[Window, ...],
         crews: AttentionCrews,
     ) -> None:
-        super().__init__(self)
+        # the base would keep what it is given for ever, and with it the weights of all layers before
+        super().__init__(weakref.proxy(self))
         # the base calls validate_and_infer_types, which needs these
-        self._heads, self._scale, self._windows, self._crews = heads, scale, windows, crews
+        self._heads, self._scale, self._windows = heads, scale, windows
+        # its operators go when it goes, as the collector does not see through them
+        self._crews = weakref.ref(crews)
+        crews.operators.append(self)
         self.set_arguments(list(inputs))
         self.constructor_validate_and_infer_types()
 
@@ -85,7 +102,12 @@ class TileAttention(openvino.Op):
 
     def clone_with_new_inputs(self, inputs: Any) -> TileAttention:
         """The same on other inputs."""
-        return TileAttention(inputs, self._heads, self._scale, self._windows, self._crews)
+        return TileAttention(inputs, self._heads, self._scale, self._windows, self._work())
+
+    def _work(self) -> AttentionCrews:
+        crews = self._crews()
+        assert crews is not None
+        return crews
 
     def has_evaluate(self) -> bool:
         """Yes: OpenVINO has no kernel of its own for it."""
@@ -93,7 +115,6 @@ class TileAttention(openvino.Op):
 
     def evaluate(self, outputs: Any, inputs: Any) -> bool:
         """Run."""
-        workspace, crew = self._crews.mine()
         mixed, *found = (output.data for output in outputs)
         images, *given = (value.data for value in inputs)
         before = iter(given)
@@ -102,20 +123,21 @@ class TileAttention(openvino.Op):
             more is not None and more.shape != part.shape for part, more in zip(found, added, strict=True)
         ):
             raise RuntimeError("layers that add up their attention differ in their tokens")
-        for index, image in enumerate(images):
-            parts = [
-                Part(window.row, window.column, part[index], None if value is None else value[index])
-                for window, part, value in zip(self._windows, found, added, strict=True)
-            ]
-            attention(
-                image,
-                mixed[index],
-                parts,
-                heads=self._heads,
-                scale=self._scale,
-                workspace=workspace,
-                crew=crew,
-            )
+        with self._work().lent() as (workspace, crew):
+            for index, image in enumerate(images):
+                parts = [
+                    Part(window.row, window.column, part[index], None if value is None else value[index])
+                    for window, part, value in zip(self._windows, found, added, strict=True)
+                ]
+                attention(
+                    image,
+                    mixed[index],
+                    parts,
+                    heads=self._heads,
+                    scale=self._scale,
+                    workspace=workspace,
+                    crew=crew,
+                )
         return True
 
 
@@ -138,10 +160,10 @@ def use_tiles(graph: Any, crews: AttentionCrews) -> list[TileAttention]:
 
     Args:
         graph: is changed.
-        crews: of the engine.
+        crews: of the engine; neither closed nor gone before the graph and what is compiled of it are gone.
 
     Returns:
-        What replaced it, which the caller keeps as long as the graph.
+        What replaced it.
     """
     placed: list[TileAttention] = []
     for node in graph.get_ordered_ops():
@@ -176,8 +198,8 @@ def _summed(window: Window, output: Any, placed: Sequence[TileAttention]) -> tup
         return None
     for index in (0, 1):
         before, own = readers[0].input_value(index), readers[0].input_value(1 - index)
-        # sizes that differ would be spread over each other, which adds up more than one window
-        if own != output or sizes_of(before) != sizes_of(own):
+        # others would be spread over each other; what only an image shows, the operator compares
+        if own != output or len(sizes_of(before)) != len(sizes_of(own)):
             continue
         for earlier in placed:
             if earlier == before.get_node() and earlier.window_of(before) == window:
