@@ -18,13 +18,25 @@ from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# sums may be reordered and products fused; NaN never gets here, because callers refuse it
-_FAST = {"contract", "reassoc", "nsz", "arcp", "nnan"}
+# sums may be reordered and products fused; numba gives these to every instruction, an intrinsic's own too
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 def kernel(function: Function) -> Function:
-    """Compile at the first call for a signature; later calls and other processes find it on the disk."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": _FAST}
+    """Compile at the first call for a signature; later calls and other processes find it on the disk.
+
+    For numbers only: callers refuse NaN.
+    """
+    return _compiled(function, _FAST | {"nnan"})
+
+
+def kernel_with_nan(function: Function) -> Function:
+    """The same for a kernel in which NaN has to stay NaN."""
+    return _compiled(function, _FAST)
+
+
+def _compiled(function: Function, fast: set[str]) -> Function:
+    options = {"nogil": True, "error_model": "numpy", "fastmath": fast}
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:

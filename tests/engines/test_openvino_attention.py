@@ -161,7 +161,7 @@ def test_a_kernel_that_cannot_be_compiled_leaves_the_graph_as_it_is(
 ) -> None:
     from wsss_rt.engines.amx import attention
 
-    def fail() -> None:
+    def fail(announce: object) -> None:
         raise RuntimeError("no compiler today")
 
     monkeypatch.setattr(attention, "warm_up", fail)

@@ -76,13 +76,21 @@ def _open_openvino(request: Request) -> Engine:
         from wsss_rt.engines.mixed import MixedEngine
 
         fast, exact = (
-            OpenVinoEngine(request.card, request.model, precision=precision, threads=request.threads)
+            OpenVinoEngine(
+                request.card,
+                request.model,
+                precision=precision,
+                threads=request.threads,
+                tell=request.tell,
+            )
             for precision in ("bfloat16", "float32")
         )
         return MixedEngine(fast, exact)
     # a quantised artifact says itself what runs in eight bits; the rest of it is float32
     precision = "bfloat16" if request.precision == "bfloat16" else "float32"
-    return OpenVinoEngine(request.card, request.model, precision=precision, threads=request.threads)
+    return OpenVinoEngine(
+        request.card, request.model, precision=precision, threads=request.threads, tell=request.tell
+    )
 
 
 def _open_tensorrt(request: Request) -> Engine:

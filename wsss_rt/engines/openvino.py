@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,7 @@ class OpenVinoEngine(LibraryEngine):
         model: the bytes that the card was read from.
         precision: ``float32`` or ``bfloat16``; of a quantised artifact, what is not int8 in it.
         threads: processors for all lanes; by default all that the process may use.
+        tell: gets a line before kernels of ours are compiled; a log warning by default.
 
     Attributes:
         lanes: images that it runs at once.
@@ -68,7 +71,13 @@ class OpenVinoEngine(LibraryEngine):
     backend = "openvino"
 
     def __init__(
-        self, card: ModelCard, model: bytes, *, precision: str = "float32", threads: int | None = None
+        self,
+        card: ModelCard,
+        model: bytes,
+        *,
+        precision: str = "float32",
+        threads: int | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(card, threads)
         hint = "bf16" if precision == "bfloat16" else "f32"
@@ -90,7 +99,9 @@ class OpenVinoEngine(LibraryEngine):
                 raise _unavailable(precision, "it lists no BF16 among what this processor is good at")
             graph = core.read_model(model=model, weights=b"")
             if precision == "bfloat16":
-                self.choice["attention"] = self._put_attention_into_tiles(graph)
+                self.choice["attention"] = self._put_attention_into_tiles(
+                    graph, tell or logging.getLogger("wsss_rt").warning
+                )
             graph = _maps_first(graph)
             try:
                 compiled = core.compile_model(graph, "CPU", config | _BOUNDED)
@@ -107,7 +118,7 @@ class OpenVinoEngine(LibraryEngine):
         except RuntimeError as error:
             raise load_error(error, self.backend) from error
 
-    def _put_attention_into_tiles(self, graph: Any) -> str:
+    def _put_attention_into_tiles(self, graph: Any, tell: Callable[[str], None]) -> str:
         """Change the graph where this processor can; what was done, for ``choice``."""
         from wsss_rt.engines import amx
 
@@ -118,7 +129,7 @@ class OpenVinoEngine(LibraryEngine):
             from wsss_rt.engines.amx.attention import warm_up
 
             try:
-                warm_up()
+                warm_up(tell)
             except Exception as error:
                 # whatever keeps a kernel from being compiled: the graph computes the same without it
                 why = " ".join(f"{type(error).__name__}: {error}".split())[:200]

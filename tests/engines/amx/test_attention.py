@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -153,10 +154,12 @@ def test_large_logits_neither_overflow_nor_vanish(crew: Crew) -> None:
 
 def test_what_is_not_a_number_shows(crew: Crew) -> None:
     """A mask made of a broken result would look like any other."""
-    for place in (3, 64 + 3, 128 + 3):
+    # with the fewest and with all of a fraction's bits set
+    kinds = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00001], np.uint32).view(np.float32)
+    for place, kind in product((3, 64 + 3, 128 + 3), kinds):
         qkv = inputs(35, 1, 64)
-        qkv[17, place] = np.nan
-        out, mean = poisoned(35, 64) * 0, poisoned(35, 35) * 0
+        qkv[17, place] = kind
+        out, mean = np.zeros((35, 64), np.float32), np.zeros((35, 35), np.float32)
         attention(qkv, out, [Part(0, 0, mean)], heads=1, scale=0.125, workspace=Workspace(), crew=crew)
         assert np.isnan(out[17]).any()
 

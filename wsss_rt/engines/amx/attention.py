@@ -15,9 +15,10 @@ import numpy as np
 
 from wsss_rt.engines.amx.kernels import attend, pack
 from wsss_rt.engines.amx.tiles import SHAPES
+from wsss_rt.jit import compiling_told
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Widths of a head that the kernels take.
 HEAD_WIDTHS = (32, 64)
+COMPILING = "compiling attention for this processor, once per machine (some seconds)"
 # queries of a block: two tiles
 _BLOCK = 32
 _LOG2_E = math.log2(math.e)
@@ -116,8 +118,11 @@ def attention(
     crew.run(attend, blocks)
 
 
-def warm_up() -> None:
+def warm_up(announce: Callable[[str], None] = lambda line: None) -> None:
     """Compile, or load what was compiled, so that no image waits for it; a wrong result is an error.
+
+    Args:
+        announce: gets a line before anything is compiled; not called where the disk has all.
 
     Raises:
         RuntimeError: the kernels do not compute attention here.
@@ -130,7 +135,7 @@ def warm_up() -> None:
     powers = np.exp(queries @ keys.T / 8)
     wanted = powers / powers.sum(axis=1, keepdims=True)
     out, mean = np.empty((35, 64), np.float32), np.empty((35, 35), np.float32)
-    with Crew(1) as crew:
+    with Crew(1) as crew, compiling_told(lambda: announce(COMPILING)):
         attention(qkv, out, [Part(0, 0, mean)], heads=1, scale=1 / 8, workspace=Workspace(), crew=crew)
     # 2 ** -7 for each of two rounded factors, of sums below 4
     if not (np.abs(out - wanted @ values).max() < 0.06 and np.abs(mean - wanted).max() < 0.02):

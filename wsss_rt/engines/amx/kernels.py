@@ -32,7 +32,7 @@ from wsss_rt.engines.amx.tiles import (
     shapes_of_tiles,
     storing,
 )
-from wsss_rt.jit import kernel
+from wsss_rt.jit import kernel_with_nan
 
 # of keys that do not exist: the power of it is 0, and a difference of two is a number
 _NOTHING = np.float32(-1e30)
@@ -49,7 +49,7 @@ _sums_0, _sums_1 = multiplying(0, 4, 6), multiplying(1, 5, 6)
 _sums_2, _sums_3 = multiplying(2, 4, 7), multiplying(3, 5, 7)
 
 
-@kernel
+@kernel_with_nan
 def pack(
     qkv: Any, scale: Any, first: Any, last: Any, queries: Any, keys: Any, values: Any, rows: Any
 ) -> None:
@@ -102,7 +102,7 @@ def pack(
                 store_pairs(target, one, other)
 
 
-@kernel
+@kernel_with_nan
 def _give(source: Any, before: Any, target: Any, columns: Any, heads: Any) -> None:
     """Write a row of ``before`` and the mean: of the sum over heads that begins at ``source``."""
     share = spread(np.float32(1.0 / heads))
@@ -114,7 +114,7 @@ def _give(source: Any, before: Any, target: Any, columns: Any, heads: Any) -> No
         store_first(target + at * 4, add(spread(load_first(before + at * 4)), mean))
 
 
-@kernel
+@kernel_with_nan
 def attend(
     queries: Any,
     keys: Any,

@@ -247,7 +247,10 @@ def _same(kind: Any, value: float) -> Any:
 
 def _rounded(builder: Any, values: Any) -> Any:
     """Words whose upper halves are the bfloat16."""
-    return builder.add(builder.bitcast(values, _WORDS), _same(_WORDS, 0x8000))
+    words = builder.bitcast(values, _WORDS)
+    # what is not a number can have all bits set, and would become 0
+    none = builder.fcmp_unordered("uno", values, values)
+    return builder.select(none, words, builder.add(words, _same(_WORDS, 0x8000)))
 
 
 def _exchange(builder: Any, rows: list[Any], step: int) -> list[Any]:
