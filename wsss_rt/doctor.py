@@ -108,6 +108,7 @@ def collect(*, check_kernels: bool = False) -> dict[str, Any]:
             "system": platform.platform(terse=True),
         },
         "processor": _guarded(processor),
+        "tiles": _guarded(_tiles),
         "memory": _guarded(memory),
         "gpu": _guarded(gpus),
         "packages": packages,
@@ -173,6 +174,14 @@ def _providers() -> list[str]:
     import onnxruntime
 
     return list(onnxruntime.get_available_providers())
+
+
+def _tiles() -> dict[str, Any]:
+    """Whether attention of bfloat16 engines can run in our own kernel, ``usable``, or ``why`` not."""
+    from wsss_rt.engines.amx import refusal
+
+    why = refusal()
+    return {"usable": why is None, "why": why}
 
 
 def _openvino_devices() -> dict[str, str]:

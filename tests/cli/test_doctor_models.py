@@ -49,6 +49,7 @@ class TestDoctor:
         assert "CPUExecutionProvider" in report["engines"]["onnxruntime"]
         assert report["codecs"]["JPEG"] is True
         assert report["processor"]["usable"] >= 1
+        assert report["tiles"]["usable"] is not bool(report["tiles"]["why"])
         assert report["memory"]["total_bytes"] > 2**28
         assert report["commands"]["label"]["ready"]
 

@@ -151,9 +151,14 @@ def test_tiles_leave_what_the_library_counts_on(tmp_path: Path) -> None:
         assert np.array_equal(again.maps, first.maps)
 
 
-def test_mixed_says_what_its_fast_engine_runs(tmp_path: Path) -> None:
-    engine = opened(artifact(tmp_path, "fused, heads of 64"), "mixed")
+def test_mixed_says_and_tells_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsss_rt.engines.amx import attention
+
+    told: list[str] = []
+    monkeypatch.setattr(attention, "warm_up", lambda announce: announce("compiling"))
+    engine = opened(artifact(tmp_path, "fused, heads of 64"), "mixed", tell=told.append)
     assert engine.choice["attention"] == f"{LAYERS} layers in tiles"
+    assert told == ["compiling"]
 
 
 def test_a_kernel_that_cannot_be_compiled_leaves_the_graph_as_it_is(

@@ -46,6 +46,7 @@ def _show(report: Mapping[str, Any]) -> None:
         ("wsss-rt", f"{own['version']} in {own['folder']}"),
         ("python", f"{python['version']} ({python['executable']}), {python['system']}"),
         ("processor", _or_reason(report["processor"], _processor)),
+        ("tiles", _or_reason(report["tiles"], _tiles)),
         ("memory", _or_reason(report["memory"], _memory)),
         ("gpu", _or_reason(report["gpu"], _gpus)),
         ("onnxruntime", _or_reason(report["engines"]["onnxruntime"], ", ".join)),
@@ -87,6 +88,10 @@ def _or_reason(value: Any, show: Any) -> str:
 def _processor(value: Mapping[str, Any]) -> str:
     features = ", ".join(value["features"]) or "no known extensions"
     return f"{value['name']}, {value['usable']} of {value['present']} usable, {features}"
+
+
+def _tiles(value: Mapping[str, Any]) -> str:
+    return "attention in bfloat16 runs in AMX tiles" if value["usable"] else f"not used: {value['why']}"
 
 
 def _memory(value: Mapping[str, Any]) -> str:

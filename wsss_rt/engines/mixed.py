@@ -28,7 +28,7 @@ class MixedEngine:
     def __init__(self, fast: Engine, exact: Engine) -> None:
         self._fast, self.exact = fast, exact
         self.backend, self.device, self.card = fast.backend, fast.device, fast.card
-        # what the fast one did to the graph is what this one is held against the model for
+        # how the fast one computes counts: the parity gate judges it
         self.choice: dict[str, Any] = {**fast.choice, "mixed": [fast.precision, exact.precision]}
         self.lanes: int = getattr(fast, "lanes", 1)
 

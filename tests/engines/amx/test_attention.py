@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +200,23 @@ def test_no_byte_beyond_an_array_is_touched() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
+
+
+def test_who_waits_for_the_compiler_is_told(tmp_path: Path) -> None:
+    """Once; the next process finds the kernels on the disk."""
+    code = """
+        from wsss_rt.engines import amx
+        assert amx.refusal() is None
+        from wsss_rt.engines.amx.attention import warm_up
+        warm_up(print)
+    """
+    variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for lines in (1, 0):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=variables
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("compiling attention") == len(done.stdout.splitlines()) == lines
 
 
 def test_warming_up_refuses_a_kernel_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
