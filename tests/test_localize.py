@@ -95,6 +95,17 @@ def test_no_image_is_too_odd_for_the_model(policy: InputSpec, size: tuple[int, i
     assert notes or policy.size_policy == "short_side"
 
 
+@pytest.mark.parametrize("size", [(40, 1200), (2, 3000), (5000, 30)])
+def test_a_strip_does_not_become_thousands_of_tokens(size: tuple[int, int]) -> None:
+    """Drawn up to 160 pixels across it would take 12 GB of attention."""
+    spec = InputSpec(size_policy="short_side", size=160, patch=8)
+    (fitted,), notes = pass_sizes(size, spec)
+    assert fitted[0] * fitted[1] <= 1.5 * 4096 * 8 * 8
+    assert any("scaled down" in note for note in notes)
+    # an ordinary panorama keeps the model's size
+    assert pass_sizes((1600, 200), spec) == ([(1280, 160)], ())
+
+
 def test_scaled_pixels_are_pillows_bicubic() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     plain, half = prepare_passes(image, NATIVE, scales=(1.0, 0.5), flip=False)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 # keeps a constant map at 0 instead of 0/0, as the official code does
 NORMALISE_EPSILON = 1e-8
+# attention takes memory with the square of it: gigabytes from here on. A long strip would have many times as
+# many when its shorter side is drawn up to the model's
+_MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def pass_sizes(
     Sides round as Python's ``round`` does (127.5 becomes 128, 212.5 becomes 212). ``short_side`` rounds to
     whole tokens, because a model that drops the remainder would see its maps stretched over the image;
     ``native`` keeps the remainder, as the official generation does. No pass exceeds ``spec.max_pixels`` by
-    more than rounding, and no side falls below one token.
+    more than rounding, nor 4,096 tokens where the shorter side is what counts; no side falls below one token.
     """
     width, height = size
     sizes: list[tuple[int, int]] = []
@@ -96,9 +99,12 @@ def pass_sizes(
         factor = scale
         if spec.size_policy == "short_side":
             factor *= _required_size(spec) / min(width, height)
-        if width * height * factor * factor > spec.max_pixels:
-            factor = math.sqrt(spec.max_pixels / (width * height))
-            notes[f"scaled down to {spec.max_pixels} pixels for the model"] = None
+        most = spec.max_pixels
+        if spec.size_policy == "short_side":
+            most = min(most, _MOST_TOKENS * spec.patch**2)
+        if width * height * factor * factor > most:
+            factor = math.sqrt(most / (width * height))
+            notes[f"scaled down to {most} pixels for the model"] = None
         step = spec.patch if spec.size_policy == "short_side" else 1
         sides = [step * round(side * factor / step) for side in (width, height)]
         if min(sides) < spec.patch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from wsss_rt.engines.runtime import check_threads
 from wsss_rt.errors import UsageError, nearest
 from wsss_rt.refine.params import CrfParams, crf_params
 from wsss_rt.refine.walk_params import WalkParams
@@ -87,11 +88,12 @@ class LabelOptions:
             )
         for name, value, least in (
             ("batch", self.batch, 0),
-            ("threads", self.threads, 1),
             ("max pixels", self.max_pixels, 1),
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
+
+        check_threads(self.threads)
 
     def resolved(self, card: ModelCard) -> LabelOptions:
         """With the card's recommendations in the place of None.

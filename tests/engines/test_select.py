@@ -229,6 +229,7 @@ def test_a_backend_that_fails_in_the_trial_is_not_picked(
         ({"precision": "bfloat16", "device": "cuda"}, "cpu"),
         ({"backend": "openvino", "device": "cuda"}, "onnxruntime"),
         ({"threads": 0}, "at least 1"),
+        ({"threads": 20_000}, "processors"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )

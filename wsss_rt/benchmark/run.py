@@ -31,7 +31,7 @@ from wsss_rt.benchmark.subjects import (
     wanted,
 )
 from wsss_rt.benchmark.turns import Task, run_in_turns
-from wsss_rt.engines.runtime import default_threads
+from wsss_rt.engines.runtime import check_threads, default_threads
 from wsss_rt.errors import UsageError
 from wsss_rt.label_plan import Job
 from wsss_rt.model_card import is_package, read_artifact, refuse_kind
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
 
 SCOPES = ("model", "pipeline", "both")
+# of an input that is measured: beyond it not even the image's own array is reasonable
+_MOST_PIXELS = 2**24
 # bytes of a number as the engine holds it
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 # the ceiling is measured by a model that knows no int8; mixed runs in no one precision
@@ -100,6 +102,7 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
         WsssError: the model cannot be read, or no engine runs it.
     """
     began = time.perf_counter()
+    check_threads(request.threads)
     path = find_model(request.model)
     card, model = read_artifact(path)
     refuse_kind(card, str(path))
@@ -113,6 +116,12 @@ def measure(request: Request, tell: Callable[[str], None] = lambda line: None) -
     if request.package is not None:
         files[request.package] = package_pairs(read_artifact(request.package)[0])
     sizes = request.sizes or (inputs_.default_size(card.input),)
+    for height, width in sizes:
+        if min(height, width) < card.input.patch or height * width > _MOST_PIXELS:
+            raise UsageError(
+                f"--size {height}x{width} is no input of this model",
+                why=f"a token is {card.input.patch}x{card.input.patch} px, and {_MOST_PIXELS} px are most",
+            )
     threads = request.threads or default_threads()
     load = os.getloadavg()[0]
     with ExitStack() as stack:

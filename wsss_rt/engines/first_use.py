@@ -74,6 +74,7 @@ def gate(
         "limits": asdict(limits),
     }
     found = trial_cache.load_parity(key) if cache else None
+    earlier = found is not None
     if found is None:
         chosen = images()
         tell(
@@ -91,7 +92,8 @@ def gate(
     if not found["passed"]:
         raise WsssError(
             f"{engine.backend} in {engine.precision} does not do what the model does here",
-            why=str(found.get("summary", "")),
+            why=f"{found.get('summary', '')}, on {found.get('source', 'images')}"
+            + (", in an earlier run here" if earlier else ""),
             fix="drop --precision, choose another --backend, or accept the difference with --skip-parity",
             code="parity_failed",
         )

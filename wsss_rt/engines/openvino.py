@@ -15,7 +15,7 @@ from wsss_rt.engines.runtime import (
     load_error,
     running_precision,
 )
-from wsss_rt.errors import WsssError
+from wsss_rt.errors import UsageError, WsssError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _BOUNDED = {"CPU_RUNTIME_CACHE_CAPACITY": "64"}
 # as for Triton's: ``reference`` leaves everything to the library
 _KERNELS = "WSSS_RT_KERNELS"
+_KERNEL_MODES = ("auto", "triton", "reference")
 # an image and its mirror image: each on its own half of the threads, which need not wait for each other after
 # every layer
 _LANES = 2
@@ -123,7 +124,10 @@ class OpenVinoEngine(LibraryEngine):
         from wsss_rt.engines import amx
 
         why = amx.refusal()
-        if os.environ.get(_KERNELS) == "reference":
+        asked = os.environ.get(_KERNELS) or "auto"
+        if asked not in _KERNEL_MODES:
+            raise UsageError(f"{_KERNELS} is {asked!r}", fix=nearest(asked, _KERNEL_MODES))
+        if asked == "reference":
             why = f"{_KERNELS}=reference"
         if why is None:
             from wsss_rt.engines.amx.attention import warm_up

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsss_rt.engines.base import EngineOutput
 from wsss_rt.engines.batch_limit import BatchLimit
-from wsss_rt.errors import ImageError, ImageErrorCode, WsssError
+from wsss_rt.errors import ImageError, ImageErrorCode, UsageError, WsssError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from wsss_rt.model_card import ModelCard
 
+# more than this, on a machine without a fraction of them as processors, is a slip of the hand
+_MANY_THREADS = 64
+_THREADS_EACH = 4
 _MEMORY_MARKS = (
     "failed to allocate", "bad_alloc", "bad allocation", "out of memory", "can't allocate",
     # numpy's, where an operator of ours runs inside a library that keeps the text alone
@@ -38,6 +41,25 @@ def default_threads() -> int:
         # not Linux, or cgroup version 1: the affinity alone decides
         pass
     return max(1, count)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no machine like this one can want.
+
+    Raises:
+        UsageError: below 1, or far beyond the processors that there are: libraries start them all, and spend
+            minutes on it in which nothing answers.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise UsageError(f"threads must be at least 1, not {threads}")
+    present = os.cpu_count() or 1
+    if threads > max(_MANY_THREADS, _THREADS_EACH * present):
+        raise UsageError(
+            f"threads is {threads}, and this machine has {present} processors",
+            fix=f"--threads {default_threads()}, which is the default",
+        )
 
 
 def running_precision(card: ModelCard, rest: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wsss_rt.engines import first_use, trial_cache
 from wsss_rt.engines.backends import BACKENDS, DEVICES, PRECISIONS, TRAITS, check_names, eligible
 from wsss_rt.engines.openers import OPENERS, Request
-from wsss_rt.engines.runtime import default_threads
+from wsss_rt.engines.runtime import check_threads, default_threads
 from wsss_rt.errors import UsageError, WsssError
 from wsss_rt.model_card import ModelCard, is_package, read_artifact
 
@@ -73,8 +73,7 @@ def open_engine(
             where the engine that was asked for does not do what the model does.
     """
     check_names(backend, device, precision)
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads must be at least 1, not {threads}")
+    check_threads(threads)
     started = time.perf_counter()
     path = Path(model)
     card, data = read_artifact(path)
