@@ -82,7 +82,7 @@ def red_square() -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize(("near", "doubtful"), [(0.0, False), (0.13, False), (0.14, True), (0.5, True)])
+@pytest.mark.parametrize(("near", "doubtful"), [(0.0, False), (0.04, False), (0.05, True), (0.5, True)])
 def test_the_part_of_tokens_near_a_tie_decides(near: float, doubtful: bool) -> None:
     card = color_card()
     planes = np.stack([ramp(0.4, near), np.zeros((10, 10)), np.zeros((10, 10))])
