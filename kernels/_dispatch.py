@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.kernel_choice import MODES, VARIABLE, asked_kernels
 from wsss_rt.kernels import _proven
 from wsss_rt.kernels._proven import DTYPES
 
-#: Values of the environment variable ``WSSS_RT_KERNELS``.
-MODES = ("auto", "triton", "reference")
-VARIABLE = "WSSS_RT_KERNELS"
 #: The widest head a kernel holds in one tile.
 MAX_HEAD_DIM = 128
 
@@ -42,10 +40,7 @@ def kernel_mode() -> str:
     """
     if _override is not None:
         return _override
-    mode = os.environ.get(VARIABLE) or "auto"
-    if mode not in MODES:
-        raise UsageError(f"{VARIABLE} is {mode!r}", fix=nearest(mode, MODES))
-    return mode
+    return asked_kernels()
 
 
 @contextmanager

@@ -7,13 +7,11 @@ process remembers of it: a dispatcher asks in the middle of a model, where nothi
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsss_rt.io.file_lock import wait_for_lock
 from wsss_rt.kernels._cache import cache_file, write_json
 
 FORMAT = 1
@@ -44,7 +43,6 @@ FOLDERS = {
 TYPED = frozenset({"attention_aggregate", "affinity_propagate", "masked_reattention"})
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
-_POLL_SECONDS = 0.1
 _known: dict[torch.device, Mapping[str, Outcome]] = {}
 _taken: dict[torch.device, frozenset[tuple[str, torch.dtype]]] = {}
 _exact = True
@@ -199,7 +197,7 @@ def store(of: Mapping[str, str], outcomes: Mapping[str, Outcome]) -> None:
     """Add outcomes to the file of an identity, in place of earlier ones of the same subjects.
 
     Raises:
-        OSError: it cannot be written.
+        WsssError: it cannot be written.
     """
     merged = read(of) | {name: outcome for name, outcome in outcomes.items() if outcome.kept}
     entries = {name: outcome.as_dict() for name, outcome in merged.items()}
@@ -251,27 +249,17 @@ def locked(
         yield True
         return
     try:
-        yield _acquire(descriptor, seconds, waiting, stop)
+        yield _acquired(descriptor, seconds, waiting, stop)
     finally:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, seconds: float, waiting: Callable[[], None], stop: Callable[[], bool]) -> bool:
-    until: float | None = None
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if until is None:
-                until = time.monotonic() + seconds
-                waiting()
-            if stop() or time.monotonic() >= until:
-                return False
-            time.sleep(_POLL_SECONDS)
-        except OSError:
-            # a file system without locks: files are replaced whole, so that two checks cost time alone
-            return True
+def _acquired(descriptor: int, seconds: float, waiting: Callable[[], None], stop: Callable[[], bool]) -> bool:
+    try:
+        return wait_for_lock(descriptor, seconds, waiting, stop)
+    except OSError:
+        # a file system without locks: files are replaced whole, so that two checks cost time alone
+        return True
 
 
 @functools.cache

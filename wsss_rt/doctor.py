@@ -265,9 +265,10 @@ def _models() -> dict[str, str]:
 
 
 def _cache() -> dict[str, Any]:
-    from wsss_rt.engines.trial_cache import cache_folder
+    from wsss_rt.engines.trial_cache import FOLDER
+    from wsss_rt.io.cache import cache_folder
 
-    folder = cache_folder()
+    folder = cache_folder(FOLDER)
     parent = folder
     # doctor makes no folders: the nearest one that is there decides
     while not parent.exists() and parent != parent.parent:

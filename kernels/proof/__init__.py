@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from wsss_rt.errors import WsssError
 from wsss_rt.kernels import _dispatch, _proven
 from wsss_rt.kernels._proven import Outcome, subjects
 from wsss_rt.kernels.proof.watch import run_checks
@@ -174,7 +175,7 @@ def _check(
             found[subject] = outcome
             try:
                 _proven.store(identity, {subject: outcome})
-            except OSError as error:
+            except WsssError as error:
                 if writable:
                     say(f"what is found cannot be kept: {error}; set XDG_CACHE_HOME to a folder of yours")
                 writable = False

@@ -19,8 +19,8 @@ from typing import Any
 
 from wsss_rt import __version__
 from wsss_rt.engines.private_folder import PrivateFolder, UnsafeFolder
-from wsss_rt.engines.trial_cache import cache_folder
 from wsss_rt.errors import WsssError
+from wsss_rt.io.cache import cache_folder
 from wsss_rt.io.names import printable
 
 FORMAT = 1
@@ -99,8 +99,8 @@ class CompiledFile:
 
 
 def compiled_folder() -> Path:
-    """``compiled`` beside the folder of trials, see :func:`wsss_rt.engines.trial_cache.cache_folder`."""
-    return cache_folder().parent / "compiled"
+    """``compiled`` below the user's cache folder."""
+    return cache_folder("compiled")
 
 
 def obtain(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ from wsss_rt.engines.runtime import (
     load_error,
     running_precision,
 )
-from wsss_rt.errors import UsageError, WsssError, nearest
+from wsss_rt.errors import WsssError
+from wsss_rt.kernel_choice import VARIABLE, asked_kernels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 # kernels are kept for every input size ever seen, 3 MB a size with a small model, and an archive holds
 # hundreds of sizes; this many kernels still let the layers of one pass share theirs
 _BOUNDED = {"CPU_RUNTIME_CACHE_CAPACITY": "64"}
-# as for Triton's: ``reference`` leaves everything to the library
-_KERNELS = "WSSS_RT_KERNELS"
-_KERNEL_MODES = ("auto", "triton", "reference")
 # an image and its mirror image: each on its own half of the threads, which need not wait for each other after
 # every layer
 _LANES = 2
@@ -123,12 +120,7 @@ class OpenVinoEngine(LibraryEngine):
         """Change the graph where this processor can; what was done, for ``choice``."""
         from wsss_rt.engines import amx
 
-        why = amx.refusal()
-        asked = os.environ.get(_KERNELS) or "auto"
-        if asked not in _KERNEL_MODES:
-            raise UsageError(f"{_KERNELS} is {asked!r}", fix=nearest(asked, _KERNEL_MODES))
-        if asked == "reference":
-            why = f"{_KERNELS}=reference"
+        why = f"{VARIABLE}=reference" if asked_kernels() == "reference" else amx.refusal()
         if why is None:
             from wsss_rt.engines.amx.attention import warm_up
 

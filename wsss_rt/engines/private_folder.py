@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wsss_rt.errors import WsssError
 from wsss_rt.io.atomic import write_atomic, writing_error
+from wsss_rt.io.file_lock import wait_for_lock
 from wsss_rt.io.names import printable
 
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_POLL_SECONDS = 0.1
 
 
 class UnsafeFolder(WsssError):
@@ -170,24 +168,16 @@ def refuse_unsafe_code(path: Path) -> None:
 
 
 def _wait(descriptor: int, seconds: float, waiting: Callable[[str], None]) -> bool:
-    deadline: float | None = None
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            now = time.monotonic()
-            if deadline is None:
-                deadline = now + seconds
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-                waiting(f"process {holder}" if holder.isdecimal() else "another process")
-            if now >= deadline:
-                return False
-            time.sleep(min(_POLL_SECONDS, max(0.0, deadline - now)))
-        except OSError as error:
-            if error.errno not in _NO_FLOCK:
-                raise
-            return False
+    def tell() -> None:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        waiting(f"process {holder}" if holder.isdecimal() else "another process")
+
+    try:
+        return wait_for_lock(descriptor, seconds, tell)
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        return False
 
 
 def _check(status: os.stat_result, name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from wsss_rt import __version__
 from wsss_rt.engines.processor import gpu_names, processor_name
 from wsss_rt.errors import WsssError
+from wsss_rt.io.cache import cache_folder
 
 if TYPE_CHECKING:
     from wsss_rt.model_card import ModelCard
 
+#: Below the user's cache folder.
+FOLDER = "engines"
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 
 
@@ -27,13 +29,6 @@ class Trial:
 
     picked: str
     candidates: dict[str, float | str]
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/wsss-rt/engines``, or the same below ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~")) / ".cache"
-    return base / "wsss-rt" / "engines"
 
 
 def cache_key(
@@ -105,7 +100,7 @@ def _write(key: dict[str, Any], outcome: dict[str, Any]) -> None:
 
 def _path(key: dict[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / f"{digest[:32]}.json"
+    return cache_folder(FOLDER) / f"{digest[:32]}.json"
 
 
 def _version(package: str) -> str | None:
