@@ -92,7 +92,6 @@ class LabelOptions:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
-
         check_threads(self.threads)
 
     def resolved(self, card: ModelCard) -> LabelOptions:

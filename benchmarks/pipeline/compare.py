@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -190,6 +191,7 @@ def measure(
     from wsss_rt.engines import open_engine
     from wsss_rt.engines.runtime import default_threads
     from wsss_rt.errors import WsssError
+    from wsss_rt.kernel_choice import VARIABLE
     from wsss_rt.options import LabelOptions
     from wsss_rt.refine.params import crf_params
 
@@ -234,14 +236,10 @@ def measure(
     # two precisions in one have no rate of products
     engines.pop("mixed", None)
     if "bfloat16" in engines:
-        kept = os.environ.get("WSSS_RT_KERNELS")
-        os.environ["WSSS_RT_KERNELS"] = "reference"
-        engines[LIBRARY_ATTENTION] = open_engine(
-            model, backend="openvino", precision="bfloat16", cache=False, gate=False
-        )
-        del os.environ["WSSS_RT_KERNELS"]
-        if kept is not None:
-            os.environ["WSSS_RT_KERNELS"] = kept
+        with patch.dict(os.environ, {VARIABLE: "reference"}):
+            engines[LIBRARY_ATTENTION] = open_engine(
+                model, backend="openvino", precision="bfloat16", cache=False, gate=False
+            )
     return rows, _model_stage(engines, [path for path, _ in chosen[:MODEL_INPUTS]])
 
 

@@ -305,6 +305,8 @@ def test_the_gate_is_met_anew_where_attention_runs_otherwise(
             if why is not None:
                 patched.setattr(amx, "refusal", partial(str, why))
             engine = opened(path)
+            wanted = f"{LAYERS} layers in tiles" if why is None else f"in the graph: {why}"
+            assert engine.choice["attention"] == wanted
             first_use.gate(
                 engine, lambda: opened(path, "float32"), lambda: images, cache=True, tell=told.append
             )
